@@ -1,0 +1,42 @@
+# How everything of Shoal is compiled. Targets link `shoal_flags` (privately).
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+
+# RelWithDebInfo is what is shipped and measured. Shoal's own asserts (SHOAL_ASSERT) stay on in
+# every build; NDEBUG only silences those of other libraries.
+if(NOT CMAKE_BUILD_TYPE)
+    set(CMAKE_BUILD_TYPE RelWithDebInfo CACHE STRING "Debug or RelWithDebInfo" FORCE)
+endif()
+set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O3 -g1 -DNDEBUG")
+set(CMAKE_CXX_FLAGS_DEBUG "-Og -g")
+
+add_library(shoal_flags INTERFACE)
+target_compile_options(shoal_flags INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Werror)
+target_link_options(shoal_flags INTERFACE -Wl,-z,defs)
+
+# Narrowing is an error in library and tool code. Tests, benches and kernels (where a packed
+# uint16_t is shifted and masked at every turn) are not bothered with it.
+add_library(shoal_narrowing INTERFACE)
+target_compile_options(shoal_narrowing INTERFACE -Wconversion -Wno-sign-conversion)
+
+if(SHOAL_SANITIZE STREQUAL "address")
+    set(sanitize_flags -fsanitize=address,undefined -fno-sanitize-recover=undefined)
+elseif(SHOAL_SANITIZE STREQUAL "thread")
+    set(sanitize_flags -fsanitize=thread)
+elseif(NOT SHOAL_SANITIZE STREQUAL "")
+    message(FATAL_ERROR "SHOAL_SANITIZE = ${SHOAL_SANITIZE}: must be empty, address or thread")
+endif()
+if(SHOAL_SANITIZE)
+    string(REPLACE "-O3" "-O1" CMAKE_CXX_FLAGS_RELWITHDEBINFO "${CMAKE_CXX_FLAGS_RELWITHDEBINFO}")
+    # Sanitized code is far larger and says "may be uninitialized" where it is not.
+    target_compile_options(shoal_flags INTERFACE ${sanitize_flags} -fno-omit-frame-pointer
+        -Wno-maybe-uninitialized)
+    target_compile_definitions(shoal_flags INTERFACE SHOAL_SANITIZED=1)
+    # The sanitizer's runtime is in the executable; a shared library leaves it undefined.
+    add_link_options(${sanitize_flags})
+    set_property(TARGET shoal_flags PROPERTY INTERFACE_LINK_OPTIONS "")
+endif()

@@ -1,0 +1,39 @@
+# What stands on libshoal.so: the plugin for llama.cpp (libggml-shoal.so) and the tool (shoal).
+
+set(SHOAL_HAVE_PLUGIN OFF)
+set(SHOAL_HAVE_TOOL OFF)
+if(NOT SHOAL_HAVE_LLAMA_CPP)
+    return()
+endif()
+
+shoal_sources(plugin_sources FOLDERS runtime/engines/llama_cpp)
+if(plugin_sources)
+    set(SHOAL_HAVE_PLUGIN ON)
+    add_library(ggml-shoal MODULE ${plugin_sources})
+    target_include_directories(ggml-shoal PRIVATE "${PROJECT_SOURCE_DIR}/runtime/engines/llama_cpp")
+    target_link_libraries(ggml-shoal PRIVATE shoal llama_cpp::plugin fmt::fmt ${CMAKE_DL_LIBS}
+        shoal_flags shoal_narrowing)
+    # Found beside libshoal.so wherever the two are put; ggml is the one the engine has loaded.
+    set_target_properties(ggml-shoal PROPERTIES
+        LIBRARY_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}"
+        BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "$ORIGIN")
+else()
+    message(STATUS "ggml-shoal: no sources yet")
+endif()
+
+shoal_sources(tool_sources FOLDERS runtime/tool)
+if(tool_sources)
+    set(SHOAL_HAVE_TOOL ON)
+    add_executable(shoal_tool ${tool_sources})
+    target_include_directories(shoal_tool PRIVATE "${PROJECT_SOURCE_DIR}")
+    target_link_libraries(shoal_tool PRIVATE shoal llama_cpp::host CLI11::CLI11 fmt::fmt
+        spdlog::spdlog nlohmann_json::nlohmann_json tomlplusplus::tomlplusplus Threads::Threads
+        ${CMAKE_DL_LIBS} shoal_flags shoal_narrowing)
+    set_target_properties(shoal_tool PROPERTIES OUTPUT_NAME shoal
+        RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")
+    if(SHOAL_HAVE_PLUGIN)
+        add_dependencies(shoal_tool ggml-shoal)
+    endif()
+else()
+    message(STATUS "shoal_tool: no sources yet")
+endif()

@@ -1,0 +1,35 @@
+# Targets that are made of folders. A folder without sources gives an empty target, not an error.
+
+# shoal_sources(OUT FOLDERS f... [EXCLUDE f...]): the .cpp files below the folders.
+function(shoal_sources out)
+    cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "FOLDERS;EXCLUDE")
+    set(sources "")
+    foreach(folder IN LISTS arg_FOLDERS)
+        file(GLOB_RECURSE found CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/${folder}/*.cpp")
+        list(APPEND sources ${found})
+    endforeach()
+    foreach(folder IN LISTS arg_EXCLUDE)
+        list(FILTER sources EXCLUDE REGEX "^${PROJECT_SOURCE_DIR}/${folder}/")
+    endforeach()
+    set(${out} "${sources}" PARENT_SCOPE)
+endfunction()
+
+# shoal_library(NAME FOLDERS f... [EXCLUDE f...] LINK lib...): a static library that includes from
+# the repository's root ("kernels/topk.hpp").
+function(shoal_library name)
+    cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "FOLDERS;EXCLUDE;LINK")
+    shoal_sources(sources FOLDERS ${arg_FOLDERS} EXCLUDE ${arg_EXCLUDE})
+    if(sources)
+        add_library(${name} STATIC ${sources})
+        target_include_directories(${name} PUBLIC "${PROJECT_SOURCE_DIR}")
+        target_link_libraries(${name} PUBLIC ${arg_LINK} PRIVATE shoal_flags)
+        if(NOT name STREQUAL "shoal_kernels")
+            target_link_libraries(${name} PRIVATE shoal_narrowing)
+        endif()
+    else()
+        message(STATUS "${name}: no sources yet")
+        add_library(${name} INTERFACE)
+        target_include_directories(${name} INTERFACE "${PROJECT_SOURCE_DIR}")
+        target_link_libraries(${name} INTERFACE ${arg_LINK})
+    endif()
+endfunction()

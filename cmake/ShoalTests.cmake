@@ -1,0 +1,72 @@
+# One GoogleTest program per folder under tests/, and tests/tidy.py.
+#
+# Each program is one ctest test ("suite") with a budget in minutes, which is its time limit too.
+# Suites and cases whose name begins with "Long" run apart, as <suite>_long with the label `long`;
+# tests/run leaves that label out unless --full is given.
+
+find_package(GTest REQUIRED)
+find_package(Python3 REQUIRED COMPONENTS Interpreter)
+
+set(results_dir "${PROJECT_BINARY_DIR}/results")
+file(MAKE_DIRECTORY "${results_dir}")
+
+function(shoal_budget test minutes)
+    math(EXPR seconds "${minutes} * 60")
+    if(SHOAL_SANITIZE)
+        math(EXPR seconds "${seconds} * 2")    # measured: 2 to 4 times slower, on smaller inputs
+    endif()
+    set_tests_properties(${test} PROPERTIES TIMEOUT ${seconds} LABELS "${ARGN}")
+endfunction()
+
+# shoal_test(FOLDER BUDGET minutes LONG_BUDGET minutes LINK lib... [DEFINE d...] [DEPENDS t...])
+function(shoal_test folder)
+    cmake_parse_arguments(PARSE_ARGV 1 arg "" "BUDGET;LONG_BUDGET" "LINK;DEFINE;DEPENDS")
+    shoal_sources(sources FOLDERS tests/${folder})
+    if(NOT sources)
+        message(STATUS "test_${folder}: no sources yet")
+        return()
+    endif()
+    set(target test_${folder})
+    add_executable(${target} ${sources})
+    target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}")
+    target_compile_definitions(${target} PRIVATE ${arg_DEFINE})
+    target_link_libraries(${target} PRIVATE ${arg_LINK} GTest::gmock GTest::gtest_main
+        Threads::Threads ${CMAKE_DL_LIBS} shoal_flags)
+    set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")
+    if(arg_DEPENDS)
+        add_dependencies(${target} ${arg_DEPENDS})
+    endif()
+    add_test(NAME ${folder} COMMAND ${target}
+        "--gtest_filter=-Long*:*/Long*:*.Long*" "--gtest_output=json:${results_dir}/${folder}.json")
+    add_test(NAME ${folder}_long COMMAND ${target}
+        "--gtest_filter=Long*:*/Long*:*.Long*" "--gtest_output=json:${results_dir}/${folder}_long.json")
+    shoal_budget(${folder} ${arg_BUDGET} suite)
+    shoal_budget(${folder}_long ${arg_LONG_BUDGET} long)
+endfunction()
+
+shoal_test(kernels BUDGET 2 LONG_BUDGET 3 LINK shoal_kernels)
+shoal_test(offload BUDGET 1 LONG_BUDGET 2 LINK shoal_offload)
+shoal_test(runtime BUDGET 2 LONG_BUDGET 3 LINK shoal_core)
+
+set(test_data
+    "SHOAL_TEST_MODEL=\"${SHOAL_TEST_DATA_DIR}/SmolLM2-135M-Instruct.Q4_1.gguf\""
+    "SHOAL_TEST_TEXT_DIR=\"${SHOAL_TEST_DATA_DIR}/austen\""
+    "SHOAL_TEST_LLAMA_BIN_DIR=\"${SHOAL_LLAMA_CPP_BUILD_DIR}/bin\"")
+if(SHOAL_HAVE_PLUGIN)
+    shoal_test(engines BUDGET 3 LONG_BUDGET 4 LINK shoal llama_cpp::host fmt::fmt
+        nlohmann_json::nlohmann_json DEPENDS ggml-shoal
+        DEFINE ${test_data} "SHOAL_TEST_PLUGIN=\"$<TARGET_FILE:ggml-shoal>\"")
+endif()
+if(SHOAL_HAVE_TOOL)
+    shoal_test(tool BUDGET 3 LONG_BUDGET 4 LINK shoal fmt::fmt nlohmann_json::nlohmann_json
+        DEPENDS shoal_tool
+        DEFINE ${test_data} "SHOAL_TEST_TOOL=\"$<TARGET_FILE:shoal_tool>\"")
+endif()
+
+if(NOT SHOAL_SANITIZE)
+    add_test(NAME tidy COMMAND Python3::Interpreter "${PROJECT_SOURCE_DIR}/tests/tidy.py")
+    add_test(NAME tidy_self_test
+        COMMAND Python3::Interpreter "${PROJECT_SOURCE_DIR}/tests/tidy.py" --self-test)
+    shoal_budget(tidy 1 suite)
+    shoal_budget(tidy_self_test 1 suite)
+endif()
