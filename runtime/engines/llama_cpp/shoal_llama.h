@@ -1,0 +1,99 @@
+/* What a host program can say to Shoal's ggml device, libggml-shoal.so, besides what llama.cpp
+ * says by itself. Nothing here is needed to run: a stock program loads the plugin and decodes.
+ *
+ * Each function is reached through ggml, under its own name:
+ *
+ *     ggml_backend_reg_t reg = ggml_backend_load("libggml-shoal.so");
+ *     shoal_llama_configure_t configure =
+ *         (shoal_llama_configure_t) ggml_backend_reg_get_proc_address(reg, "shoal_llama_configure");
+ *     const char* error = configure("[budget]\nrows = 512\n");
+ *
+ * They are exported under the same names too.
+ *
+ * "The live session" is that of the llama_context made last among those that still exist and whose
+ * KV cache is here. It is made when the context reserves its graphs, that is inside
+ * llama_init_from_model.
+ *
+ * Functions that return `const char*` return NULL when all went well, else one sentence for a
+ * person, valid until the next call on the same thread. Thread safety: not while a llama_decode of
+ * the context is running.
+ */
+#ifndef SHOAL_LLAMA_H
+#define SHOAL_LLAMA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define SHOAL_LLAMA_API
+#else
+#define SHOAL_LLAMA_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised when a function changes its meaning or leaves. */
+#define SHOAL_LLAMA_API_VERSION 1
+
+SHOAL_LLAMA_API int shoal_llama_api_version(void);
+
+/* Configuration of contexts created afterwards: TOML or JSON text over the defaults. Replaces what
+ * SHOAL_CONFIG named (that file is then not read) and what an earlier call gave. */
+SHOAL_LLAMA_API const char* shoal_llama_configure(const char* text);
+
+/* Identity of the model that contexts created afterwards run, e.g. "llama 135M Q4_1, 272 tensors".
+ * Written into profiles and compared with theirs. NULL or "": unknown, not compared. */
+SHOAL_LLAMA_API const char* shoal_llama_set_model(const char* fingerprint);
+
+/* Changes the policy of the live session: TOML or JSON text over its present configuration. Keys
+ * that would change what is stored are refused. */
+SHOAL_LLAMA_API const char* shoal_llama_reconfigure(const char* text);
+
+/* The configuration of the live session, or without one that of the next context, as TOML. Copies
+ * at most size - 1 bytes and a 0 into `buffer`; returns the length of the whole text. */
+SHOAL_LLAMA_API size_t shoal_llama_config_toml(char* buffer, size_t size);
+
+/* Counters of the live session as one JSON object (shoal/stats.hpp), and the line that was logged
+ * at creation. Copied and returned as above; 0 when there is no live session. */
+SHOAL_LLAMA_API size_t shoal_llama_stats_json(char* buffer, size_t size);
+SHOAL_LLAMA_API size_t shoal_llama_describe(char* buffer, size_t size);
+SHOAL_LLAMA_API void shoal_llama_reset_stats(void);
+
+/* Writes the channel statistics of the live session. `source` names the text they were learnt
+ * from. */
+SHOAL_LLAMA_API const char* shoal_llama_write_profile(const char* path, const char* source);
+
+/* Slots that the last sparse attention of a layer attended for one query and KV head, ascending.
+ * Copies at most `capacity` of them; returns how many there are, or -1 (shoal_llama_last_error). */
+SHOAL_LLAMA_API int64_t shoal_llama_attended(uint32_t layer, uint32_t query, uint32_t kv_head,
+                                             uint32_t* slots, size_t capacity);
+
+/* For tests only. Not 0: attention of every context is handed to ggml's own CPU kernel, over rows
+ * read back out of Shoal. Slow; exists to show that the rows are the ones stock llama.cpp holds. */
+SHOAL_LLAMA_API void shoal_llama_set_delegate(int on);
+
+/* Why the device refused or failed last, e.g. after llama_init_from_model returned NULL or
+ * llama_decode an error. "" when nothing did. Valid until the next call on the same thread. */
+SHOAL_LLAMA_API const char* shoal_llama_last_error(void);
+
+typedef int (*shoal_llama_api_version_t)(void);
+typedef const char* (*shoal_llama_configure_t)(const char* text);
+typedef const char* (*shoal_llama_set_model_t)(const char* fingerprint);
+typedef const char* (*shoal_llama_reconfigure_t)(const char* text);
+typedef size_t (*shoal_llama_config_toml_t)(char* buffer, size_t size);
+typedef size_t (*shoal_llama_stats_json_t)(char* buffer, size_t size);
+typedef size_t (*shoal_llama_describe_t)(char* buffer, size_t size);
+typedef void (*shoal_llama_reset_stats_t)(void);
+typedef const char* (*shoal_llama_write_profile_t)(const char* path, const char* source);
+typedef int64_t (*shoal_llama_attended_t)(uint32_t layer, uint32_t query, uint32_t kv_head,
+                                          uint32_t* slots, size_t capacity);
+typedef void (*shoal_llama_set_delegate_t)(int on);
+typedef const char* (*shoal_llama_last_error_t)(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* SHOAL_LLAMA_H */
