@@ -1,0 +1,70 @@
+// The rows of one group of one store in host memory.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/views.hpp"
+#include "offload/arena.hpp"
+#include "shoal/status.hpp"
+#include "shoal/types.hpp"
+
+namespace shoal::offload {
+
+// How the pieces of a group's tokens fill blocks.
+struct BlockLayout {
+    kernels::PieceFormat format;      // strides filled in
+    uint32_t block_tokens_log2 = 0;   // a block holds 2^n consecutive slots
+    uint32_t block_bytes = 0;         // a multiple of 4096
+    uint32_t padding_bytes = 0;       // per token: piece_stride_bytes less K and V
+    uint32_t block_tokens() const { return 1U << block_tokens_log2; }
+    uint32_t payload_bytes() const { return format.piece_stride_bytes - padding_bytes; }
+};
+
+// Fills in the strides of `format` (dtypes, kv_head_count and head dims are read; the rest is
+// overwritten): K and V of a head adjacent, heads adjacent, the piece of a token aligned up to
+// 128 B. A block is the smallest power of two of tokens whose pieces fill whole 4096 B pages.
+BlockLayout make_block_layout(kernels::PieceFormat format);
+
+// Blocks that hold `slot_count` slots, and the bytes of rows and of metadata they take, as
+// BlockStore takes them.
+uint32_t block_count_of(const BlockLayout& layout, uint32_t slot_count);
+
+// Blocks and their table. Move-only. One thread at a time, apart from reads and writes of rows.
+// Blocks are found through the table only: where they lie is nobody's business but this class's.
+// Metadata: 8 B a block.
+class BlockStore {
+public:
+    BlockStore() = default;
+    // Asks `arena` for addresses of `slot_count_max` slots (1 ..), rounded up to whole blocks: one
+    // region of rows (kv) and one of metadata (index).
+    static Result<BlockStore> create(Arena& arena, const BlockLayout& layout,
+                                     uint32_t slot_count_max);
+
+    // Makes slots [0, slot_count) addressable and puts their blocks into RAM. Rows of new blocks
+    // read as zero. `slot_count` <= slot_count_max(). Cheap when nothing is to do: call it at the
+    // start of each step.
+    Status ensure(uint32_t slot_count, const Executor* executor = nullptr);
+    // Forgets blocks whose slots are all >= slot_count; their pages go back to the system except
+    // for at most one growth step (offload/arena.hpp), so rows that come again hold zero or what
+    // they held.
+    void release_from(uint32_t slot_count);
+
+    // `blocks` of the view keeps its address for life; entries of blocks not yet ensured are null.
+    kernels::KvView view() const;
+    const BlockLayout& layout() const { return layout_; }
+    uint32_t slot_count_max() const { return slot_count_max_; }
+    uint32_t slot_count() const { return block_count_ << layout_.block_tokens_log2; }  // addressable
+    uint64_t reserved_bytes() const { return rows_.bytes() + table_.bytes(); }
+    uint64_t committed_bytes() const {
+        return rows_.committed_bytes() + table_.committed_bytes();
+    }
+
+private:
+    BlockLayout layout_;
+    uint32_t slot_count_max_ = 0;
+    uint32_t block_count_ = 0;  // entries of the table that are set
+    Region rows_;
+    Region table_;              // std::byte* [block_count_of(slot_count_max)]
+};
+
+}  // namespace shoal::offload
