@@ -13,6 +13,9 @@ if(plugin_sources)
     target_include_directories(ggml-shoal PRIVATE "${PROJECT_SOURCE_DIR}/runtime/engines/llama_cpp")
     target_link_libraries(ggml-shoal PRIVATE shoal llama_cpp::plugin fmt::fmt ${CMAKE_DL_LIBS}
         shoal_flags shoal_narrowing)
+    # ggml's own switches for a backend that is loaded at run time.
+    target_compile_definitions(ggml-shoal PRIVATE GGML_BACKEND_DL GGML_BACKEND_BUILD
+        GGML_BACKEND_SHARED)
     # Found beside libshoal.so wherever the two are put; ggml is the one the engine has loaded.
     set_target_properties(ggml-shoal PROPERTIES
         LIBRARY_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}"
