@@ -1,0 +1,223 @@
+// Packing of label channels into planes of dwords, and everything about a span's bytes that
+// encode, score and decode must agree on.
+//
+// A plane gives a token 4 bytes. 8-bit channels take bytes; 4-bit channels take the same nibble of
+// four bytes, so that one shift and one mask bring four codes into four bytes; 2-bit channels
+// take what is left, whole nibble rows first. 64 bits are 2 planes whatever the mixture.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "kernels/convert.hpp"
+#include "kernels/label.hpp"
+#include "shoal/status.hpp"
+
+namespace shoal::kernels {
+namespace {
+
+// One nibble of each byte of a plane: four 4-bit codes, or eight 2-bit codes.
+struct NibbleRow {
+    uint8_t plane = 0;
+    uint8_t shift = 0;
+    uint8_t lane_first = 0;  // lanes below are taken
+    uint8_t lane_count() const { return static_cast<uint8_t>(4 - lane_first); }
+};
+
+class Packer {
+public:
+    explicit Packer(const std::vector<LabelChannel>& channels) : channels_(channels) {
+        uint32_t bits = 0;
+        for (const LabelChannel& channel : channels) bits += channel.bits;
+        plane_count_ = (bits + 31) / 32;
+        for (uint32_t plane = 0; plane < plane_count_; ++plane) {
+            for (const uint8_t shift : {uint8_t{0}, uint8_t{4}}) {
+                rows_.push_back({static_cast<uint8_t>(plane), shift, 0});
+            }
+        }
+    }
+    uint32_t plane_count() const { return plane_count_; }
+
+    std::vector<LabelOp> pack() {
+        std::vector<LabelOp> bytes = pack_bytes(with_bits(8));
+        std::vector<LabelOp> nibbles = pack_nibbles(with_bits(4));
+        std::vector<LabelOp> ops = pack_pairs(with_bits(2));
+        ops.insert(ops.end(), nibbles.begin(), nibbles.end());
+        ops.insert(ops.end(), bytes.begin(), bytes.end());
+        return ops;
+    }
+
+private:
+    std::vector<uint16_t> with_bits(uint32_t bits) const {
+        std::vector<uint16_t> found;
+        for (size_t i = 0; i < channels_.size(); ++i) {
+            if (channels_[i].bits == bits) found.push_back(static_cast<uint16_t>(i));
+        }
+        return found;
+    }
+    // Takes up to `lane_count` channels from `queue` (from `next` on) into one op.
+    static LabelOp make_op(const NibbleRow& row, uint32_t shift, uint32_t bits,
+                           const std::vector<uint16_t>& queue, size_t& next) {
+        LabelOp op;
+        op.plane = row.plane;
+        op.shift = static_cast<uint8_t>(shift);
+        op.bits = static_cast<uint8_t>(bits);
+        for (uint32_t lane = row.lane_first; lane < 4 && next < queue.size(); ++lane) {
+            op.mask |= ((1U << bits) - 1U) << (8 * lane);
+            op.code_index[lane] = queue[next++];
+        }
+        return op;
+    }
+    std::vector<LabelOp> pack_bytes(const std::vector<uint16_t>& queue) {
+        std::vector<LabelOp> ops;
+        for (size_t next = 0; next < queue.size();) {
+            const size_t row = 2 * (next / 4);
+            const size_t taken = std::min<size_t>(4, queue.size() - next);
+            ops.push_back(make_op(rows_[row], 0, 8, queue, next));
+            rows_[row].lane_first = static_cast<uint8_t>(taken);
+            rows_[row + 1].lane_first = static_cast<uint8_t>(taken);
+        }
+        return ops;
+    }
+    std::vector<LabelOp> pack_nibbles(const std::vector<uint16_t>& queue) {
+        std::vector<LabelOp> ops;
+        size_t next = 0;
+        for (NibbleRow& row : rows_) {
+            if (next == queue.size()) break;
+            if (row.lane_first == 4) continue;
+            const size_t taken = std::min<size_t>(row.lane_count(), queue.size() - next);
+            ops.push_back(make_op(row, row.shift, 4, queue, next));
+            row.lane_first = static_cast<uint8_t>(row.lane_first + taken);
+        }
+        return ops;
+    }
+    std::vector<LabelOp> pack_pairs(const std::vector<uint16_t>& queue) {
+        std::vector<LabelOp> ops;
+        size_t next = 0;
+        // Whole rows first: four codes an op. The total fits: plane_count_ counts the bits.
+        for (uint32_t lane_first = 0; lane_first < 4; ++lane_first) {
+            for (const NibbleRow& row : rows_) {
+                if (row.lane_first != lane_first) continue;
+                for (const uint32_t half : {0U, 2U}) {
+                    if (next < queue.size()) {
+                        ops.push_back(make_op(row, row.shift + half, 2, queue, next));
+                    }
+                }
+            }
+        }
+        SHOAL_ASSERT(next == queue.size());
+        return ops;
+    }
+
+    const std::vector<LabelChannel>& channels_;
+    uint32_t plane_count_ = 0;
+    std::vector<NibbleRow> rows_;
+};
+
+size_t round_up_64(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+size_t span_bytes_of(uint32_t plane_count, size_t op_count) {
+    const size_t parameter_count = 2 * 4 * op_count;
+    return round_up_64(plane_count * size_t{kSpanSlots} * 4 + parameter_count * sizeof(uint16_t));
+}
+
+float load_f16(const std::byte* base, size_t index) {
+    return load_element(base, DType::f16, index);
+}
+
+// The f16 next to `half` in the given direction (+1 up, -1 down), for finite numbers.
+uint16_t f16_step(uint16_t half, int direction) {
+    const int ordered = (half & 0x8000) != 0 ? -(half & 0x7fff) : half;
+    const int moved = std::clamp(ordered + direction, -0x7bff, 0x7bff);
+    return static_cast<uint16_t>(moved < 0 ? 0x8000 | -moved : moved);
+}
+
+constexpr float kF16Max = 65504.0F;
+
+}  // namespace
+
+LabelFormat make_label_format(std::vector<LabelChannel> channels, std::vector<float> mean,
+                              uint32_t k_head_dim) {
+    SHOAL_ASSERT(!channels.empty() && channels.size() <= k_head_dim);
+    SHOAL_ASSERT(mean.size() == channels.size());
+    const bool is_f16 = channels.front().bits == 16;
+    for (const LabelChannel& channel : channels) {
+        const uint32_t bits = channel.bits;
+        SHOAL_ASSERT(is_f16 ? bits == 16 : bits == 2 || bits == 4 || bits == 8);
+        SHOAL_ASSERT(channel.channel < k_head_dim);
+    }
+    LabelFormat format;
+    format.channels = std::move(channels);
+    format.mean = std::move(mean);
+    format.k_head_dim = k_head_dim;
+    if (is_f16) {
+        format.span_bytes = open_span_bytes(format);
+        return format;
+    }
+    Packer packer(format.channels);
+    format.plane_count = packer.plane_count();
+    format.ops = packer.pack();
+    format.span_bytes = span_bytes_of(format.plane_count, format.ops.size());
+    return format;
+}
+
+size_t label_span_bytes_max(uint32_t row_bits, uint32_t channel_bits) {
+    const uint32_t smallest = channel_bits == 0 ? 2 : channel_bits;
+    if (smallest == 16) return round_up_64(row_bits / 16 * kSpanSlots * sizeof(uint16_t));
+    size_t bytes_max = 0;
+    const uint32_t wide_max = channel_bits == 0 ? row_bits / 4 : 0;
+    for (uint32_t wide = 0; wide <= wide_max; ++wide) {
+        std::vector<LabelChannel> channels(wide, {.channel = 0, .bits = 4});
+        channels.resize(wide + (row_bits - 4 * wide) / smallest,
+                        {.channel = 0, .bits = static_cast<uint8_t>(smallest)});
+        Packer packer(channels);
+        bytes_max = std::max(bytes_max, span_bytes_of(packer.plane_count(), packer.pack().size()));
+    }
+    return bytes_max;
+}
+
+size_t open_span_bytes(const LabelFormat& format) {
+    return round_up_64(format.channels.size() * kSpanSlots * sizeof(uint16_t));
+}
+
+LabelRange label_range(float low, float high, uint32_t bits) {
+    const float levels = static_cast<float>((1U << bits) - 1U);
+    low = std::clamp(low, -kF16Max, kF16Max);
+    high = std::clamp(high, -kF16Max, kF16Max);
+    LabelRange range;
+    range.minimum = f32_to_f16(low);
+    if (f16_to_f32(range.minimum) > low) range.minimum = f16_step(range.minimum, -1);
+    const float minimum = f16_to_f32(range.minimum);
+    range.scale = f32_to_f16(std::min((high - minimum) / levels, kF16Max));
+    // Levels times an f16 is exact in f32; the sum rounds once.
+    if (minimum + f16_to_f32(range.scale) * levels < high) range.scale = f16_step(range.scale, 1);
+    return range;
+}
+
+void label_decode(const LabelFormat& format, const std::byte* span, uint32_t slot_in_span,
+                  float* values) {
+    if (format.is_f16()) return label_decode_open(format, span, slot_in_span, values);
+    const std::byte* scales = span + format.plane_count * size_t{kSpanSlots} * 4;
+    const std::byte* minima = scales + 4 * format.ops.size() * sizeof(uint16_t);
+    for (size_t i = 0; i < format.ops.size(); ++i) {
+        const LabelOp& op = format.ops[i];
+        uint32_t dword = 0;
+        std::memcpy(&dword, span + (size_t{op.plane} * kSpanSlots + slot_in_span) * 4, 4);
+        const uint32_t codes = (dword >> op.shift) & op.mask;
+        for (size_t lane = 0; lane < 4; ++lane) {
+            if (op.code_index[lane] == LabelOp::kNoChannel) continue;
+            const float code = static_cast<float>((codes >> (8 * lane)) & 0xffU);
+            const size_t at = 4 * i + lane;
+            values[op.code_index[lane]] = load_f16(minima, at) + load_f16(scales, at) * code;
+        }
+    }
+}
+
+void label_decode_open(const LabelFormat& format, const std::byte* open, uint32_t slot_in_span,
+                       float* values) {
+    for (size_t c = 0; c < format.channels.size(); ++c) {
+        values[c] = load_f16(open, c * kSpanSlots + slot_in_span);
+    }
+}
+
+}  // namespace shoal::kernels
