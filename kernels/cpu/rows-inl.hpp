@@ -1,0 +1,78 @@
+// What the attention kernels share, compiled once per instruction set: rows of any dtype as f32
+// vectors, and exp.
+#if defined(SHOAL_KERNELS_CPU_ROWS_INL_HPP) == defined(HWY_TARGET_TOGGLE)
+#ifdef SHOAL_KERNELS_CPU_ROWS_INL_HPP
+#undef SHOAL_KERNELS_CPU_ROWS_INL_HPP
+#else
+#define SHOAL_KERNELS_CPU_ROWS_INL_HPP
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstddef>
+
+HWY_BEFORE_NAMESPACE();
+namespace shoal::kernels::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using F32Tag = hn::CappedTag<float, 16>;
+using F32Vec = hn::Vec<F32Tag>;
+inline constexpr size_t kLanes = hn::MaxLanes(F32Tag());
+// 32 vector registers, or the 16 of AVX2.
+inline constexpr bool kManyRegisters = HWY_TARGET <= HWY_AVX3 || HWY_TARGET == HWY_NEON;
+
+// Lanes() elements of a row from element `i` on, as f32.
+template <typename T>
+HWY_INLINE F32Vec load_row(const std::byte* row, size_t i) {
+    const F32Tag d;
+    if constexpr (sizeof(T) == sizeof(float)) {
+        return hn::LoadU(d, reinterpret_cast<const float*>(row) + i);
+    } else {
+        const hn::Rebind<T, F32Tag> narrow;
+        return hn::PromoteTo(d, hn::LoadU(narrow, reinterpret_cast<const T*>(row) + i));
+    }
+}
+
+// 2^(whole + r), whole an integer in [-126, 0], r in [-0.5, 0.5]. Degree 5 minimax polynomial
+// with the constant term held at 1 (9e-8 before rounding); exactly 1 at 0.
+HWY_INLINE F32Vec exp2_of(F32Vec whole, F32Vec r) {
+    const F32Tag d;
+    const hn::RebindToSigned<F32Tag> di;
+    F32Vec p = hn::MulAdd(hn::Set(d, 0.0013264727F), r, hn::Set(d, 0.0096715127F));
+    p = hn::MulAdd(p, r, hn::Set(d, 0.0555073374F));
+    p = hn::MulAdd(p, r, hn::Set(d, 0.2402224208F));
+    p = hn::MulAdd(p, r, hn::Set(d, 0.6931469776F));
+    p = hn::MulAdd(p, r, hn::Set(d, 1.0F));
+    const auto exponent = hn::ShiftLeft<23>(hn::ConvertTo(di, whole));
+    return hn::BitCast(d, hn::Add(hn::BitCast(di, p), exponent));
+}
+
+// 2^x for x <= 0, relative error below 3e-7; exactly 0 below -126 and at -inf.
+HWY_INLINE F32Vec exp2_nonpositive(F32Vec x) {
+    const F32Tag d;
+    const F32Vec least = hn::Set(d, -126.0F);
+    const auto vanishes = hn::Lt(x, least);
+    x = hn::Max(x, least);
+    const F32Vec whole = hn::Round(x);
+    return hn::IfThenZeroElse(vanishes, exp2_of(whole, hn::Sub(x, whole)));
+}
+
+// e^x for x <= 0, relative error below 3e-7 however large -x is (ln 2 is split in two);
+// exactly 0 below -87 and at -inf.
+HWY_INLINE F32Vec exp_nonpositive(F32Vec x) {
+    const F32Tag d;
+    const F32Vec log2_e = hn::Set(d, 1.44269504F);
+    const F32Vec least = hn::Set(d, -87.0F);
+    const auto vanishes = hn::Lt(x, least);
+    x = hn::Max(x, least);
+    const F32Vec whole = hn::Round(hn::Mul(x, log2_e));
+    F32Vec r = hn::NegMulAdd(whole, hn::Set(d, 0.693145752F), x);
+    r = hn::NegMulAdd(whole, hn::Set(d, 1.42860677e-6F), r);
+    return hn::IfThenZeroElse(vanishes, exp2_of(whole, hn::Mul(r, log2_e)));
+}
+
+}  // namespace shoal::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard
