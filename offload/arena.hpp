@@ -55,8 +55,8 @@ public:
     MemoryTag tag() const { return tag_; }
 
     // Puts [0, bytes) into RAM, and a little more so that growing by tokens does not come here
-    // each time: at most 1/64 of what is committed or 64 KiB, whichever is more, and never more
-    // than 64 MiB or than the region has. Memory that comes reads as zero. With an executor, long
+    // each time: at most 1/64 of what is committed, or 64 KiB if that is more, and never more than
+    // 64 MiB or than the region has. Memory that comes reads as zero. With an executor, long
     // stretches are touched by its threads. `bytes` <= bytes(). Cheap when nothing is to do.
     //
     // Not needed for correctness: memory of a region may be written without it, at the price of a
@@ -74,7 +74,7 @@ private:
     friend class Arena;
     uint64_t growth_step() const;
     Status commit(uint64_t begin, uint64_t end, const Executor* executor);
-    void collapse_first_part(uint64_t begin, uint64_t end);
+    void collapse_part(uint64_t begin);
     void reset();
 
     Arena* arena_ = nullptr;

@@ -6,7 +6,7 @@
 
 namespace shoal::offload {
 
-// "21.4 GiB", "640 KiB", "17 B": three significant digits or all of them.
+// "21.4 GiB", "640.0 KiB", "17 B": one decimal, units of 1,024.
 std::string bytes_text(uint64_t bytes);
 
 enum class MemoryBound : uint8_t { mem_available, cgroup };
