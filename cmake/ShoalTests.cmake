@@ -47,6 +47,7 @@ endfunction()
 
 shoal_test(kernels BUDGET 2 LONG_BUDGET 3 LINK shoal_kernels)
 shoal_test(offload BUDGET 1 LONG_BUDGET 2 LINK shoal_offload)
+shoal_test(calib BUDGET 1 LONG_BUDGET 2 LINK shoal_core)
 shoal_test(runtime BUDGET 2 LONG_BUDGET 3 LINK shoal_core)
 
 set(test_data

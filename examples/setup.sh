@@ -45,7 +45,9 @@ dfc684d4f857fa938268f9ab9c5567b64bd0691251eca959644adeabe6287a4d  prideprejudice
 shoal_say() { printf 'setup: %s\n' "$*"; }
 shoal_fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 shoal_fail_with_log() { tail -n 20 "$shoal_build/$1" >&2; shoal_fail "$2 (all of it: build/$1)"; }
-shoal_pip() { "$shoal_build/venv/bin/python" -m pip --disable-pip-version-check --no-input -q "$@"; }
+shoal_pip() {
+    "$shoal_build/venv/bin/python" -m pip --disable-pip-version-check --no-input -q "$@"
+}
 
 # shoal_key TEXT...: a short name of everything that a result was made from.
 shoal_key() { printf '%s\n' "$@" | sha256sum | cut -c1-32; }
@@ -270,6 +272,19 @@ shoal_setup() {
     key=$(shoal_llama_key)
     shoal_has_key "$shoal_build/llama/.shoal-key" "$key" || shoal_build_llama "$key"
     exec 9>&-
+}
+
+# shoal_build_preset PRESET [TARGET...]: configures and builds build/PRESET.
+shoal_build_preset() {
+    local preset="$1" tree="$shoal_build/$1" jobs
+    shift
+    # A tree that was made elsewhere (a moved or copied checkout) is of no use.
+    grep -qsxF "CMAKE_HOME_DIRECTORY:INTERNAL=$shoal_root" "$tree/CMakeCache.txt" || rm -rf "$tree"
+    (cd "$shoal_root" && cmake --preset "$preset") >"$shoal_build/$preset.log" 2>&1 ||
+        { tail -n 30 "$shoal_build/$preset.log" >&2; return 1; }
+    grep -E '^-- (llama\.cpp: not|.*no sources yet)' "$shoal_build/$preset.log" || true
+    jobs=$(nproc)
+    ninja -C "$tree" -j "$jobs" --quiet "$@"
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
