@@ -1,0 +1,16 @@
+// The text of a profile and its rules. Used by profile.cpp only.
+#pragma once
+
+#include <string>
+
+#include "calib/profile.hpp"
+
+namespace shoal::calib {
+
+// Counts, ranges and finiteness of every field. `name` begins the message, `code` is the error's.
+Status check_fields(const Profile& profile, const std::string& name, StatusCode code);
+
+// JSON, one line per array of numbers, the checksum last. The profile has passed check_fields().
+Result<std::string> profile_to_text(const Profile& profile, const std::string& name);
+
+}  // namespace shoal::calib
