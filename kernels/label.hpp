@@ -43,11 +43,16 @@ struct LabelFormat {
 
 // Layout of a span of one KV head, integer labels:
 //   plane_count planes of 128 dwords (dword t of a plane belongs to slot t of the span),
-//   then 4 * ops.size() f16 scales in the order of the ops' bytes, then as many f16 minima;
-//   both are 0 for a byte without a channel.
+//   then label_parameter_count() f16 scales in the order of the ops' bytes, then as many f16
+//   minima; both are 0 for a byte without a channel.
 // f16 labels: channels.size() planes of 128 f16.
 // The open span of a store is always kept in the f16 layout (open_span_bytes).
 // A code stands for minimum + scale * code. Keys beyond the range of f16 saturate.
+
+// 4 * ops.size(), rounded up so that vectors need no tail.
+inline size_t label_parameter_count(const LabelFormat& format) {
+    return (format.ops.size() + 3) / 4 * 16;
+}
 
 // `channels` (1 or more, each at most once) with their bits; packed into bytes by class, unused
 // bits stay zero. `mean` has one entry per channel of `channels`.
@@ -91,11 +96,13 @@ struct LabelEncodeInput {
 
 // A query prepared for the labels of its KV head. All buffers are owned here and reused.
 struct LabelQuery {
-    std::vector<float> q;      // [channels.size()] query channels x scale x log2(e)
-    std::vector<float> q_ops;  // [4 * ops.size()] the same in the order of the ops' bytes
-    // Integer weights are round(q x channel scale / step): one step a bit class (2, 4, 8 bits).
-    float step[3] = {0, 0, 0};
-    float inverse_step[3] = {0, 0, 0};
+    std::vector<float> q;  // [channels.size()] query channels x scale x log2(e)
+    // The next three: [label_parameter_count()], in the order of the ops' bytes. The integer
+    // weight of a channel in a span is round(weight x channel scale), one step a bit class.
+    std::vector<float> q_ops;    // `q`
+    std::vector<float> weight;   // q / step
+    std::vector<float> mid;      // step x the middle code: corrects the rounding of the weight
+    float step[3] = {0, 0, 0};   // score per unit of the dot product, for 2, 4 and 8 bits
 };
 
 struct LabelQueryInput {

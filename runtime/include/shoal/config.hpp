@@ -1,0 +1,102 @@
+// Every choice a user can make, its default, and how it is read from TOML or JSON text.
+//
+// The library reads no environment variable and no file by itself: a program passes a Config.
+// Keys are named `section.key` everywhere: in TOML, in errors, as flags of the tool.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "shoal/status.hpp"
+#include "shoal/types.hpp"
+
+namespace shoal {
+
+enum class SelectorKind : uint8_t {
+    labels,  // quantised key channels (Double Sparsity, arXiv 2408.07092)
+    dense,   // everything visible: baseline and oracle
+    recent,  // the safety set only
+};
+enum class CombineKind : uint8_t { sum, max };
+enum class SharingKind : uint8_t {
+    layer,  // one set for all KV heads of a layer
+    head,   // one set per KV head
+};
+enum class LabelBits : uint8_t { mixed = 0, bits2 = 2, bits4 = 4, bits8 = 8, bits16 = 16 };
+
+struct Config {
+    struct Selector {
+        SelectorKind kind = SelectorKind::labels;
+        LabelBits label_bits = LabelBits::mixed;
+        // Bits of labels per token and KV head. 0: one per key dimension.
+        uint32_t row_bits = 0;
+        CombineKind combine = CombineKind::sum;
+    } selector;
+
+    struct Budget {
+        uint32_t rows = 1024;         // selected tokens per group and query; 1 ..
+        uint32_t dense_rows = 8192;   // what a dense layer attends at most; 1 ..
+        std::vector<uint32_t> dense_layers = {0, 1};
+        // Attention is dense while a query sees at most this many tokens. 0: 2 x rows.
+        uint32_t dense_below = 0;
+        // A store that brings more queries than this to a step gets exact attention; 1 .. 64
+        uint32_t sparse_queries_max = 8;
+    } budget;
+
+    struct Sharing {
+        SharingKind kind = SharingKind::layer;
+    } sharing;
+
+    struct Safety {
+        uint32_t sinks = 4;    // first tokens, always attended
+        uint32_t window = 64;  // last tokens, the current one included; 1 ..
+    } safety;
+
+    struct Host {
+        uint64_t kv_bytes = 0;  // most bytes of rows and labels in RAM; 0: what the machine offers
+        bool huge_pages = true;
+        uint32_t threads = 0;   // 0: every core of this process; ignored with an engine's executor
+        bool pin = true;
+    } host;
+
+    struct Profile {
+        std::string path;            // "" = none: channels come from the first `tokens` tokens
+        uint32_t tokens = 2048;      // 256 ..
+    } profile;
+
+    struct Stats {
+        // Every n-th sparse step one layer's selection is compared with exact scores. 0: never.
+        uint32_t recall_every = 64;
+    } stats;
+};
+
+// Where a value came from, for `shoal config` and for error messages.
+enum class ConfigOrigin : uint8_t { default_value, file, environment, flag };
+
+struct ConfigSetting {
+    std::string key;     // "budget.rows"
+    std::string value;   // as TOML text
+    ConfigOrigin origin = ConfigOrigin::default_value;
+    std::string where;   // "shoal.toml:7:3", "SHOAL_BUDGET_ROWS", "--budget.rows", or ""
+};
+
+// Reads TOML, or JSON when the first character is '{', over the values in `config`. Unknown
+// keys, wrong types and values out of range are errors: "source:line:column: key = value: what is
+// allowed" with the nearest known name. On error `config` is unchanged. Sizes carry units:
+// "8GiB", "500MB", or "50%" of the memory this machine offers.
+Status config_merge_text(std::string_view text, const std::string& source, Config& config);
+Status config_merge_file(const std::string& path, Config& config);
+// One key from a flag or environment variable: `value` is TOML or a bare word.
+Status config_set(std::string_view key, std::string_view value, ConfigOrigin origin,
+                  const std::string& where, Config& config);
+// Checks ranges and combinations, as create() does.
+Status config_check(const Config& config);
+// All keys in order, with their values in `config` (origin is left at default_value).
+std::vector<ConfigSetting> config_settings(const Config& config);
+std::string config_to_toml(const Config& config);
+// JSON Schema of the file.
+std::string config_schema();
+
+}  // namespace shoal

@@ -1,0 +1,146 @@
+// A session: the KV cache of one model, held by Shoal, and attention over it.
+//
+// The six calls of an engine, per forward pass:
+//
+//   begin_step(which slots are written)
+//     for each layer:  put(k), put(v)  or  append(k, v)
+//                      attend(q) -> out
+//   end_step()
+//
+// The engine never picks tokens or moves data: which tokens a query attends, and where they come
+// from, is decided inside attend() by the configuration.
+//
+// Thread safety: calls on one session come from one thread at a time. Different sessions are
+// independent. stats() may be called between steps.
+// Memory: address space is reserved and accounted at create(); pages are touched as the context
+// grows. Nothing is allocated between begin_step() and end_step().
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "shoal/config.hpp"
+#include "shoal/stats.hpp"
+#include "shoal/status.hpp"
+#include "shoal/types.hpp"
+
+namespace shoal {
+
+// Bytes that create() would take at most, by tier and purpose; and what the machine offers.
+struct MemoryPlan {
+    uint64_t kv_bytes = 0;         // K and V rows, whole blocks
+    uint64_t label_bytes = 0;      // labels, ranges, open spans
+    uint64_t index_bytes = 0;      // block tables, stamps, span masks
+    uint64_t workspace_bytes = 0;  // scores, candidates, partial states, prefill tiles
+    uint64_t total_bytes = 0;
+    uint64_t available_bytes = 0;  // host.kv_bytes, cgroup limit and MemAvailable, the least
+    uint32_t slots_fit = 0;        // largest slots_per_store that would fit
+    uint64_t bytes_per_slot = 0;
+    std::vector<std::string> notes;  // e.g. sliding layers served dense
+};
+
+enum class LogLevel : uint8_t { debug, info, warning, error };
+
+struct SessionOptions {
+    uint32_t store_count_max = 1;
+    uint32_t slots_per_store = 0;     // 1 .. 2^31 - 1
+    uint32_t queries_per_step_max = 512;
+    // The engine's own workers. Without: oneTBB, pinned, host.threads of them.
+    Executor executor;
+    // Called for every degraded mode and every decision worth a line. May be empty.
+    std::function<void(LogLevel, const std::string&)> log;
+    // Written into profiles and compared with them, e.g. the model's name and tensor count.
+    std::string model_fingerprint;
+};
+
+// Tokens that a step writes. Slots are named by engines that manage them; others append.
+struct StepInput {
+    std::span<const StoreId> stores;             // stores of this step, each once
+    std::span<const uint32_t> token_offsets;     // CSR: tokens of store i are [o[i], o[i + 1])
+    std::span<const int64_t> slots;              // [token_count] slot of each token; empty: next free
+    std::span<const int32_t> token_ids;          // [token_count]; optional
+    std::span<const int32_t> positions;          // [token_count]; optional
+};
+
+// Which slots each query may attend. Queries are ordered by store as in StepInput.
+struct Visibility {
+    std::span<const uint32_t> query_offsets;   // CSR: queries of store i are [o[i], o[i + 1])
+    std::span<const uint32_t> range_offsets;   // [query_count + 1]
+    std::span<const SlotRange> ranges;         // ascending and disjoint per query
+    // Two calls of one step with the same non-zero version carry the same content: what follows
+    // from it is computed once.
+    uint64_t version = 0;
+};
+
+class Session {
+public:
+    ~Session();
+    Session(const Session&) = delete;
+    Session& operator=(const Session&) = delete;
+
+    // Checks everything, then reserves. On failure nothing was taken and the message says which
+    // field to change.
+    static Result<std::unique_ptr<Session>> create(const Config& config, const ModelShape& shape,
+                                                   const SessionOptions& options);
+    // What create() would take: the same code with an allocator that only counts.
+    static Result<MemoryPlan> plan(const Config& config, const ModelShape& shape,
+                                   const SessionOptions& options);
+
+    Result<StoreId> open();
+    Status close(StoreId store);
+    // Forgets everything in the store: as just opened.
+    Status clear(StoreId store);
+    // Forgets slots [slot_count, ...). Their rows are never read again.
+    Status truncate(StoreId store, uint32_t slot_count);
+
+    Status begin_step(const StepInput& input);
+    Status end_step();
+
+    // Writes rows of the step's tokens, post-RoPE, in StepInput order.
+    // k, v: [token_count, kv_head_count, head_dim]; either may be empty (written by another call).
+    // Values are converted to the store's RowFormat. NaN or Inf is refused.
+    Status append(LayerId layer, const ConstTensor& k, const ConstTensor& v,
+                  StreamRef stream = {});
+    // Writes rows outside a step (state restore): slots of one store, with new stamps in order.
+    Status put(LayerId layer, StoreId store, std::span<const int64_t> slots, const ConstTensor& k,
+               const ConstTensor& v, StreamRef stream = {});
+    // Reads rows back in the stored dtype: out is [slots, kv_head_count, head_dim], dense.
+    // Slots never written read as zero.
+    enum class Part : uint8_t { k, v };
+    Status read(LayerId layer, StoreId store, std::span<const int64_t> slots, Part part,
+                std::span<std::byte> out) const;
+
+    // q: [query_count, q_head_count, k_head_dim] f32, post-RoPE; out: [query_count, q_head_count,
+    // v_head_dim]. lse: [query_count, q_head_count] natural log of the sum of exp over the
+    // attended tokens, or null. Sparse when a store brings at most budget.sparse_queries_max
+    // queries, exact otherwise. NaN or Inf in q is refused.
+    Status attend(LayerId layer, const ConstTensor& q, const Visibility& visibility,
+                  const Tensor& out, float* lse = nullptr, StreamRef stream = {});
+
+    // Slots that the last sparse attend of this layer attended for one query and KV head,
+    // ascending: safety set and selection. For tests and tools.
+    std::vector<uint32_t> attended_slots(LayerId layer, uint32_t query, uint32_t kv_head) const;
+
+    // Changes the policy between steps: selector.kind, selector.combine, budget.*, safety.*,
+    // stats.*. Anything that would change what is stored is refused.
+    Status reconfigure(const Config& config);
+    const Config& config() const;
+
+    // Channel statistics: whether labels can be made, and the profile file they came from or
+    // can be written to. `source` names the text they were learnt from.
+    bool has_channel_statistics() const;
+    Status write_profile(const std::string& path, const std::string& source) const;
+
+    Stats stats() const;
+    void reset_stats();
+
+private:
+    class Impl;
+    explicit Session(std::unique_ptr<Impl> impl);
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace shoal

@@ -1,0 +1,50 @@
+// What a session did, for people and programs. Plain counters: reading them costs nothing.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace shoal {
+
+struct Stats {
+    // Steps and queries.
+    uint64_t steps = 0;
+    uint64_t tokens_written = 0;
+    uint64_t queries_sparse = 0;    // query x layer pairs that attended a selection
+    uint64_t queries_dense = 0;     // query x layer pairs that attended everything visible
+    uint64_t queries_exact = 0;     // query x layer pairs of large batches (prefill)
+    // Work of decode attention (sparse and dense, not prefill).
+    uint64_t rows_attended = 0;     // tokens x KV heads read by attention
+    uint64_t kv_bytes_read = 0;     // bytes of K and V those rows are
+    uint64_t label_bytes_read = 0;
+    // Time, nanoseconds of the calling thread.
+    uint64_t append_ns = 0;
+    uint64_t score_ns = 0;
+    uint64_t select_ns = 0;
+    uint64_t attend_ns = 0;
+    uint64_t exact_ns = 0;
+    // Selection.
+    uint64_t rescans = 0;           // label scans repeated because the heads' lse had drifted
+    uint64_t guess_misses = 0;      // top-k runs that had to read every score
+    uint64_t spans_encoded = 0;
+    uint64_t spans_ranged_again = 0;  // an overwrite fell outside its span's ranges
+    uint64_t recall_samples = 0;
+    double mass_recall_sum = 0;     // attention mass attended / mass of everything visible
+    double mass_recall_min = 1;     // the worst sampled (layer, head mean)
+    int32_t mass_recall_min_layer = -1;
+    // Degraded modes; each has a log line.
+    uint64_t dense_without_statistics = 0;  // queries served dense: no channel statistics yet
+    // Memory now.
+    uint64_t host_kv_bytes = 0;     // rows in RAM
+    uint64_t label_bytes = 0;
+    uint64_t slots_used = 0;
+
+    double mass_recall_mean() const {
+        return recall_samples == 0 ? 1.0 : mass_recall_sum / static_cast<double>(recall_samples);
+    }
+};
+
+// One JSON object, keys as the fields above.
+std::string stats_to_json(const Stats& stats);
+
+}  // namespace shoal

@@ -1,0 +1,108 @@
+// One function asks for all memory of a session; plan() runs it with an arena that only counts.
+#include <algorithm>
+
+#include "runtime/session_state.hpp"
+
+namespace shoal {
+
+using offload::MemoryTag;
+using offload::Region;
+
+namespace {
+
+Status take(offload::Arena& arena, MemoryTag tag, uint64_t bytes, Region& out) {
+    Result<Region> region = arena.region(tag, bytes);
+    if (!region) return region.status();
+    out = std::move(*region);
+    return Status::ok();
+}
+
+uint64_t prefill_bytes(const SessionState& state) {
+    uint64_t most = 0;
+    for (const Group& group : state.groups.all()) {
+        most = std::max<uint64_t>(
+            most, kernels::prefill_workspace_bytes(group.piece, group.q_per_kv,
+                                                   state.options.queries_per_step_max,
+                                                   state.limits.thread_count));
+    }
+    return most;
+}
+
+uint64_t partial_bytes(const SessionState& state) {
+    const Limits& limits = state.limits;
+    const uint32_t parts =
+        std::min(kernels::kAttendPartsMax, kernels::attend_part_count(limits.slot_count_max));
+    // Two: the recall sample keeps the states of everything visible beside those attended.
+    return 2 * uint64_t{limits.queries_max} * parts *
+           kernels::attend_partial_floats(state.shape.q_head_count, limits.v_head_dim_max) *
+           sizeof(float);
+}
+
+}  // namespace
+
+uint32_t SessionState::list_rows(const Config& config, const Group& group,
+                                 uint32_t slot_count_max) {
+    const uint64_t rows = uint64_t{group.dense ? config.budget.dense_rows : config.budget.rows} +
+                          config.safety.sinks + config.safety.window;
+    return static_cast<uint32_t>(std::min<uint64_t>(rows, slot_count_max));
+}
+
+Limits limits_of(const Config& config, const ModelShape& shape, const SessionOptions& options,
+                 const Groups& groups, uint32_t thread_count) {
+    Limits limits;
+    limits.slot_count_max = options.slots_per_store;
+    limits.queries_max = config.budget.sparse_queries_max;
+    limits.thread_count = thread_count;
+    for (const Group& group : groups.all()) {
+        limits.q_head_count_max = std::max(limits.q_head_count_max, group.q_head_count());
+        limits.kv_head_count_max = std::max(limits.kv_head_count_max, group.piece.kv_head_count);
+        limits.v_head_dim_max = std::max(limits.v_head_dim_max, group.piece.v_head_dim);
+    }
+    (void)shape;
+    limits.labels.enabled = config.selector.kind == SelectorKind::labels;
+    limits.labels.row_bits = config.selector.row_bits;
+    limits.labels.channel_bits = config.selector.label_bits == LabelBits::mixed
+                                     ? 2
+                                     : static_cast<uint32_t>(config.selector.label_bits);
+    return limits;
+}
+
+SelectorLimits selector_limits(const Limits& limits) {
+    return {limits.slot_count_max, limits.q_head_count_max, limits.kv_head_count_max};
+}
+
+Status lay_out(offload::Arena& arena, SessionState& state) {
+    const Limits& limits = state.limits;
+    for (uint32_t i = 0; i < state.options.store_count_max; ++i) {
+        Result<std::unique_ptr<Store>> store =
+            Store::create(arena, state.groups, limits.slot_count_max, limits.labels);
+        if (!store) return store.status();
+        if (!arena.is_counting()) state.stores.push_back(std::move(*store));
+    }
+    Workspace& work = state.workspace;
+    SHOAL_TRY(take(arena, MemoryTag::workspace,
+                   selector_workspace_bytes(state.config.selector.kind, selector_limits(limits)),
+                   work.selector));
+    SHOAL_TRY(take(arena, MemoryTag::workspace, prefill_bytes(state), work.prefill));
+    SHOAL_TRY(take(arena, MemoryTag::workspace, partial_bytes(state), work.partials));
+
+    return lay_out_lists(arena, state);
+}
+
+Status lay_out_lists(offload::Arena& arena, SessionState& state) {
+    const Limits& limits = state.limits;
+    state.workspace.lists = Region();
+    state.list_offset.clear();
+    state.list_rows_max.clear();
+    size_t slots = 0;
+    for (const Group& group : state.groups.all()) {
+        const uint32_t rows =
+            SessionState::list_rows(state.config, group, limits.slot_count_max);
+        state.list_offset.push_back(slots);
+        state.list_rows_max.push_back(rows);
+        slots += size_t{rows} * limits.queries_max;
+    }
+    return take(arena, MemoryTag::workspace, slots * sizeof(uint32_t), state.workspace.lists);
+}
+
+}  // namespace shoal

@@ -1,0 +1,84 @@
+// The selector seam: which slots, besides the safety set, a group attends for one query.
+//
+// A selector is any type with
+//     uint32_t select(const SelectInput& in, SelectOutput& out)
+// that writes at most in.rows selectable slots, ascending. It is erased once, at create or
+// reconfigure. What it returns depends only on the store's contents and history, never on threads
+// or tiers. Conformance: tests/runtime/selector_conformance_test.cpp.
+#pragma once
+
+#include <concepts>
+#include <memory>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "runtime/groups.hpp"
+#include "runtime/label_index.hpp"
+#include "runtime/query_view.hpp"
+#include "shoal/config.hpp"
+#include "shoal/stats.hpp"
+
+namespace shoal {
+
+// What earlier selections of a (store, group) left behind for the next one.
+struct SelectHistory {
+    std::vector<float> lse;          // [q_head_count] log2 of the sum of 2^score, last step
+    float threshold = -1.0F / 0.0F;  // score of the worst slot chosen last
+    bool known = false;
+    void forget() { known = false; }
+};
+
+struct SelectInput {
+    const Group* group = nullptr;
+    const LabelIndex* labels = nullptr;
+    const QueryView* view = nullptr;
+    const float* q = nullptr;   // [q_head_count of the group, k_head_dim]
+    size_t q_head_stride = 0;   // floats
+    uint32_t rows = 0;          // 1 ..
+    SelectHistory* history = nullptr;
+};
+
+struct SelectOutput {
+    uint32_t* slots = nullptr;  // [rows]
+    Stats* stats = nullptr;     // rescans, guess misses, label bytes, times
+};
+
+template <typename T>
+concept SelectorPolicy = requires(T selector, const SelectInput& in, SelectOutput& out) {
+    { selector.select(in, out) } -> std::same_as<uint32_t>;
+};
+
+// A selector of any kind, owned.
+class Selector {
+public:
+    Selector() = default;
+    template <SelectorPolicy T>
+    explicit Selector(std::unique_ptr<T> policy)
+        : self_(policy.release(), [](void* self) { delete static_cast<T*>(self); }),
+          select_([](void* self, const SelectInput& in, SelectOutput& out) {
+              return static_cast<T*>(self)->select(in, out);
+          }) {}
+
+    uint32_t select(const SelectInput& in, SelectOutput& out) {
+        return select_(self_.get(), in, out);
+    }
+
+private:
+    std::unique_ptr<void, void (*)(void*)> self_{nullptr, nullptr};
+    uint32_t (*select_)(void*, const SelectInput&, SelectOutput&) = nullptr;
+};
+
+struct SelectorLimits {
+    uint32_t slot_count_max = 0;
+    uint32_t q_head_count_max = 0;
+    uint32_t kv_head_count_max = 0;
+};
+
+// Bytes of working memory that a selector of this kind needs, and the selector itself.
+// `workspace`: 64 B aligned, that many bytes; it must outlive the selector.
+uint64_t selector_workspace_bytes(SelectorKind kind, const SelectorLimits& limits);
+Selector make_selector(const Config& config, const kernels::Backend& backend,
+                       const Executor& executor, const SelectorLimits& limits,
+                       std::byte* workspace);
+
+}  // namespace shoal

@@ -1,0 +1,172 @@
+#include "runtime/selector_labels.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "offload/executor.hpp"
+#include "runtime/clock.hpp"
+
+namespace shoal {
+
+using kernels::kSpanSlots;
+
+namespace {
+
+// Parts are cut by span index alone, so that sums over them never depend on the threads.
+constexpr uint32_t kPartSpans = 16;
+// A part's candidates may be written past its last one, a vector at a time.
+constexpr uint32_t kCandidateSlack = 64;
+constexpr uint32_t kScansMax = 8;
+// Heads may drift this far apart (in log2) before their scores are made again.
+constexpr float kDriftMax = 0.5F;
+constexpr float kLog2E = 1.4426950408889634F;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+uint32_t span_count_of(uint32_t slots) { return (slots + kSpanSlots - 1) / kSpanSlots; }
+uint32_t part_count_of(uint32_t spans) { return (spans + kPartSpans - 1) / kPartSpans; }
+
+// Multiples of 64 B: the pieces of the workspace stay aligned.
+size_t scores_bytes(const SelectorLimits& limits) {
+    return size_t{span_count_of(limits.slot_count_max)} * kSpanSlots * sizeof(float);
+}
+size_t candidate_bytes(const SelectorLimits& limits) {
+    const size_t parts = part_count_of(span_count_of(limits.slot_count_max));
+    return parts * (kPartSpans * kSpanSlots + kCandidateSlack) * sizeof(uint32_t);
+}
+
+// A little under the last threshold: about 1.3 k slots pass when the scores moved as usual.
+float candidate_threshold(kernels::Combine combine, const SelectHistory& history) {
+    if (history.threshold == -kInfinity) return -kInfinity;
+    return combine == kernels::Combine::sum ? history.threshold * 0.85F
+                                            : history.threshold - 0.25F;
+}
+
+}  // namespace
+
+LabelSelector::LabelSelector(CombineKind combine, const kernels::Backend& backend,
+                             const Executor& executor, const SelectorLimits& limits,
+                             std::byte* workspace)
+    : combine_(combine == CombineKind::sum ? kernels::Combine::sum : kernels::Combine::max),
+      backend_(backend),
+      executor_(executor),
+      queries_(limits.q_head_count_max),
+      head_sums_(size_t{part_count_of(span_count_of(limits.slot_count_max))} *
+                 limits.q_head_count_max),
+      candidates_(part_count_of(span_count_of(limits.slot_count_max))),
+      scores_(reinterpret_cast<float*>(workspace)),
+      candidate_slots_(reinterpret_cast<uint32_t*>(workspace + scores_bytes(limits))),
+      topk_workspace_(workspace + scores_bytes(limits) + candidate_bytes(limits)) {}
+
+uint64_t LabelSelector::workspace_bytes(const SelectorLimits& limits) {
+    return scores_bytes(limits) + candidate_bytes(limits) +
+           kernels::topk_workspace_bytes(limits.slot_count_max);
+}
+
+void LabelSelector::prepare_queries(const SelectInput& in) {
+    const Group& group = *in.group;
+    kernels::LabelScanInput scan;
+    in.labels->describe(scan);
+    for (uint32_t head = 0; head < group.q_head_count(); ++head) {
+        const uint32_t kv_head = head / group.q_per_kv;
+        kernels::LabelQueryInput query;
+        query.format = &scan.formats[kv_head];
+        query.q = in.q + head * in.q_head_stride;
+        query.scale = group.scale;
+        query.channel_scale_max = in.labels->channel_scale_max(kv_head);
+        backend_.label_query(query, queries_[head]);
+    }
+}
+
+void LabelSelector::scan_all(const SelectInput& in, float threshold) {
+    const uint32_t span_end =
+        std::min(static_cast<uint32_t>(in.view->masks().size()), in.labels->span_count());
+    const uint32_t heads = in.group->q_head_count();
+    part_count_ = part_count_of(span_end);
+    offload::run_on(executor_, part_count_, [&](uint32_t part, uint32_t) {
+        kernels::LabelScanInput scan;
+        in.labels->describe(scan);
+        scan.q_per_kv = in.group->q_per_kv;
+        scan.queries = queries_.data();
+        scan.lse_guess = in.history->lse.data();
+        scan.masks = in.view->masks().data();
+        scan.span_begin = part * kPartSpans;
+        scan.span_end = std::min(scan.span_begin + kPartSpans, span_end);
+        scan.combine = combine_;
+        scan.candidate_threshold = threshold;
+        kernels::LabelScanOutput out;
+        out.scores = scores_;
+        out.head_sums = head_sums_.data() + size_t{part} * heads;
+        out.candidates = threshold == -kInfinity
+                             ? nullptr
+                             : candidate_slots_ +
+                                   size_t{part} * (kPartSpans * kSpanSlots + kCandidateSlack);
+        backend_.label_scan(scan, out);
+        candidates_[part] = {out.candidates, out.candidate_count};
+    });
+}
+
+bool LabelSelector::drifted(const SelectInput& in) const {
+    const uint32_t heads = in.group->q_head_count();
+    float drift_min = kInfinity;
+    float drift_max = -kInfinity;
+    for (uint32_t head = 0; head < heads; ++head) {
+        double sum = 0;
+        for (uint32_t part = 0; part < part_count_; ++part) sum += head_sums_[part * heads + head];
+        // A guess so far off that the sum left the range of a float moves by steps.
+        float drift = 0.0F;
+        if (!(sum < 1e37)) {
+            drift = 100.0F;
+        } else if (sum < 1e-37) {
+            drift = -100.0F;
+        } else {
+            drift = static_cast<float>(std::log2(sum));
+        }
+        in.history->lse[head] += drift;
+        drift_min = std::min(drift_min, drift);
+        drift_max = std::max(drift_max, drift);
+    }
+    return drift_max - drift_min > kDriftMax || drift_max > 20.0F || drift_min < -20.0F;
+}
+
+uint32_t LabelSelector::select(const SelectInput& in, SelectOutput& out) {
+    Stats& stats = *out.stats;
+    const uint64_t started = now_ns();
+    SelectHistory& history = *in.history;
+    const uint32_t heads = in.group->q_head_count();
+    if (!history.known) {
+        history.lse.assign(heads, 0.0F);
+        history.threshold = -kInfinity;
+        history.known = true;
+    }
+    prepare_queries(in);
+    float threshold = candidate_threshold(combine_, history);
+    scan_all(in, threshold);
+    for (uint32_t scans = 1; drifted(in) && scans < kScansMax; ++scans) {
+        stats.rescans++;
+        threshold = -kInfinity;
+        scan_all(in, threshold);
+    }
+    const uint64_t scored = now_ns();
+
+    kernels::TopkInput topk;
+    topk.scores = scores_;
+    topk.slot_count = std::min(static_cast<uint32_t>(in.view->masks().size()),
+                               in.labels->span_count()) * kSpanSlots;
+    topk.k = in.rows;
+    topk.parts = threshold == -kInfinity ? nullptr : candidates_.data();
+    topk.part_count = threshold == -kInfinity ? 0 : part_count_;
+    kernels::TopkOutput best;
+    best.slots = out.slots;
+    backend_.topk(topk, best, topk_workspace_);
+    history.threshold = best.threshold;
+
+    stats.score_ns += scored - started;
+    stats.select_ns += now_ns() - scored;
+    stats.guess_misses += best.guess_held ? 0 : 1;
+    stats.label_bytes_read += uint64_t{topk.slot_count} / kSpanSlots *
+                              in.labels->span_stride_bytes();
+    return best.count;
+}
+
+}  // namespace shoal

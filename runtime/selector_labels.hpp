@@ -1,0 +1,42 @@
+// Double Sparsity (arXiv 2408.07092): scores every slot from its label, keeps the best rows.
+//
+// The heads of a group are made comparable by their own softmax normaliser: a head's score is
+// taken relative to its log-sum-exp of the last step, which this step's pass corrects for free.
+// When the heads drifted apart since then, the pass is repeated with the corrected values
+// (counted in Stats::rescans). Raw scores of different heads are never compared.
+#pragma once
+
+#include <span>
+
+#include "runtime/selector.hpp"
+
+namespace shoal {
+
+class LabelSelector {
+public:
+    LabelSelector(CombineKind combine, const kernels::Backend& backend, const Executor& executor,
+                  const SelectorLimits& limits, std::byte* workspace);
+    static uint64_t workspace_bytes(const SelectorLimits& limits);
+
+    uint32_t select(const SelectInput& in, SelectOutput& out);
+
+private:
+    void prepare_queries(const SelectInput& in);
+    void scan_all(const SelectInput& in, float candidate_threshold);
+    // Moves the history's lse to this step's; true when the scores must be made again.
+    bool drifted(const SelectInput& in) const;
+
+    kernels::Combine combine_;
+    const kernels::Backend& backend_;
+    Executor executor_;
+    std::vector<kernels::LabelQuery> queries_;        // [q_head_count_max]
+    std::vector<double> head_sums_;                   // [part_count, q_head_count]
+    std::vector<double> part_sums_;                   // [q_head_count]
+    std::vector<kernels::CandidatePart> candidates_;  // [part_count]
+    float* scores_ = nullptr;                         // [slot_count_max]
+    uint32_t* candidate_slots_ = nullptr;             // [part_count][part slots + slack]
+    void* topk_workspace_ = nullptr;
+    uint32_t part_count_ = 0;
+};
+
+}  // namespace shoal

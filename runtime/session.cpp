@@ -1,0 +1,348 @@
+#include "shoal/session.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "offload/memory_limits.hpp"
+#include "runtime/session_state.hpp"
+#include "runtime/step.hpp"
+
+namespace shoal {
+
+namespace {
+
+Status invalid(std::string message) {
+    return Status::error(StatusCode::invalid_argument, std::move(message));
+}
+
+Status check_options(const SessionOptions& options) {
+    if (options.store_count_max == 0 || options.store_count_max > 4096) {
+        return invalid(fmt::format("options.store_count_max = {}: must be 1 .. 4096",
+                                   options.store_count_max));
+    }
+    if (options.slots_per_store == 0 || options.slots_per_store > (1U << 30)) {
+        return invalid(fmt::format("options.slots_per_store = {}: must be 1 .. {}",
+                                   options.slots_per_store, 1U << 30));
+    }
+    if (options.queries_per_step_max == 0) {
+        return invalid("options.queries_per_step_max = 0: must be 1 or more");
+    }
+    return Status::ok();
+}
+
+// Fills everything that does not need memory of its own.
+Status prepare(const Config& config, const ModelShape& shape, const SessionOptions& options,
+               SessionState& state) {
+    SHOAL_TRY(config_check(config));
+    SHOAL_TRY(check_options(options));
+    const std::string shape_error = model_shape_error(shape);
+    if (!shape_error.empty()) return Status::error(StatusCode::unsupported, shape_error);
+    state.config = config;
+    state.shape = shape;
+    state.options = options;
+    state.backend = &kernels::cpu_backend();
+    state.groups = Groups(shape, config);
+    if (options.executor.run != nullptr) {
+        state.executor = options.executor;
+    } else {
+        offload::ExecutorOptions own;
+        own.threads = config.host.threads;
+        own.pin = config.host.pin;
+        Result<std::unique_ptr<offload::OwnExecutor>> made = offload::OwnExecutor::create(own);
+        if (!made) return made.status();
+        state.own_executor = std::move(*made);
+        state.executor = state.own_executor->executor();
+    }
+    state.limits = limits_of(config, shape, options, state.groups,
+                             offload::thread_count_of(state.executor));
+    return Status::ok();
+}
+
+// Bytes that a session with these options takes.
+Status count(SessionState& state, MemoryPlan& plan) {
+    offload::Arena counter = offload::Arena::counting();
+    SHOAL_TRY(lay_out(counter, state));
+    using offload::MemoryTag;
+    plan.kv_bytes = counter.reserved_bytes(MemoryTag::kv);
+    plan.label_bytes = counter.reserved_bytes(MemoryTag::labels);
+    plan.index_bytes = counter.reserved_bytes(MemoryTag::index);
+    plan.workspace_bytes = counter.reserved_bytes(MemoryTag::workspace);
+    plan.total_bytes = counter.reserved_bytes();
+    state.workspace = Workspace{};  // counted regions must not outlive the counter
+    return Status::ok();
+}
+
+Status total_for(SessionState& state, uint32_t slots, uint64_t& total_bytes) {
+    MemoryPlan plan;
+    state.options.slots_per_store = slots;
+    state.limits.slot_count_max = slots;
+    SHOAL_TRY(count(state, plan));
+    total_bytes = plan.total_bytes;
+    return Status::ok();
+}
+
+// The largest slots_per_store whose plan fits: bisection over the same lay_out().
+Status find_fit(SessionState& state, uint64_t available_bytes, uint32_t& slots_fit) {
+    uint32_t low = 0;
+    uint32_t high = 1U << 28;
+    while (low + 1 < high) {
+        const uint32_t middle = low + (high - low) / 2;
+        uint64_t total = 0;
+        SHOAL_TRY(total_for(state, middle, total));
+        (total <= available_bytes ? low : high) = middle;
+    }
+    slots_fit = low;
+    return Status::ok();
+}
+
+Status make_plan(SessionState& state, MemoryPlan& plan) {
+    const offload::MemoryLimits machine = offload::read_memory_limits();
+    const uint64_t asked = state.config.host.kv_bytes;
+    const uint32_t slots = state.options.slots_per_store;
+    plan.available_bytes =
+        asked == 0 ? machine.available_bytes : std::min(asked, machine.available_bytes);
+    uint64_t one_more = 0;
+    SHOAL_TRY(find_fit(state, plan.available_bytes, plan.slots_fit));
+    SHOAL_TRY(total_for(state, slots + 4096, one_more));
+    SHOAL_TRY(total_for(state, slots, plan.total_bytes));
+    plan.bytes_per_slot = (one_more - plan.total_bytes) / 4096;
+    SHOAL_TRY(count(state, plan));
+    if (asked > machine.available_bytes) {
+        plan.notes.push_back(fmt::format("host.kv_bytes = {}: this machine offers {}",
+                                         offload::bytes_text(asked), machine.available_text()));
+    }
+    for (uint32_t l = 0; l < state.shape.layers.size(); ++l) {
+        if (state.shape.layers[l].kind == LayerKind::sliding) {
+            plan.notes.push_back(
+                fmt::format("layer {} slides over {} tokens: kept whole, served dense", l,
+                            state.shape.layers[l].window));
+        }
+    }
+    return Status::ok();
+}
+
+Status check_fits(const SessionState& state, const MemoryPlan& plan) {
+    if (plan.total_bytes <= plan.available_bytes) return Status::ok();
+    return Status::error(
+        StatusCode::out_of_memory,
+        fmt::format("options.slots_per_store = {}: needs {}: {} of memory are available ({}). "
+                    "Largest context that fits: {} tokens",
+                    state.options.slots_per_store, offload::bytes_text(plan.total_bytes),
+                    offload::bytes_text(plan.available_bytes),
+                    state.config.host.kv_bytes == 0 ? "what this machine offers"
+                                                    : "host.kv_bytes and what this machine offers",
+                    plan.slots_fit));
+}
+
+}  // namespace
+
+// Declared in this order so that memory outlives those who use it.
+class Session::Impl {
+public:
+    SessionState state;
+    std::unique_ptr<Step> step;
+
+    Result<Store*> find(StoreId id) {
+        if (id.index < state.stores.size() && state.stores[id.index]->is_open &&
+            state.stores[id.index]->generation == id.generation) {
+            return state.stores[id.index].get();
+        }
+        return Status::error(StatusCode::not_found,
+                             fmt::format("store {} (generation {}) is not open", id.index,
+                                         id.generation));
+    }
+    Status check_layer(LayerId layer) const {
+        if (layer.index < state.shape.layers.size() &&
+            state.shape.layers[layer.index].kind != LayerKind::none) {
+            return Status::ok();
+        }
+        return invalid(fmt::format("layer = {}: must be a layer with KV, below {}", layer.index,
+                                   state.shape.layers.size()));
+    }
+};
+
+Session::Session(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Session::~Session() = default;
+
+Result<MemoryPlan> Session::plan(const Config& config, const ModelShape& shape,
+                                 const SessionOptions& options) {
+    SessionState state;
+    MemoryPlan plan;
+    SHOAL_TRY(prepare(config, shape, options, state));
+    SHOAL_TRY(make_plan(state, plan));
+    return plan;
+}
+
+Result<std::unique_ptr<Session>> Session::create(const Config& config, const ModelShape& shape,
+                                                 const SessionOptions& options) {
+    auto impl = std::make_unique<Impl>();
+    SessionState& state = impl->state;
+    MemoryPlan plan;
+    SHOAL_TRY(prepare(config, shape, options, state));
+    SHOAL_TRY(make_plan(state, plan));
+    SHOAL_TRY(check_fits(state, plan));
+    state.label_source = std::make_unique<LabelSource>(config, shape, options.model_fingerprint);
+    SHOAL_TRY(state.label_source->load());
+
+    state.budget = std::make_unique<offload::Budget>("host.kv_bytes", plan.available_bytes);
+    state.arena.reset(new offload::Arena(offload::Arena::real(
+        *state.budget,
+        config.host.huge_pages ? offload::HugePages::advise : offload::HugePages::off)));
+    SHOAL_TRY(lay_out(*state.arena, state));
+    state.formats.resize(state.groups.count());
+    state.recall_sum.resize(shape.layers.size());
+    state.recall_count.resize(shape.layers.size());
+    state.selector = make_selector(config, *state.backend, state.executor,
+                                   selector_limits(state.limits), state.workspace.selector.data());
+    impl->step = std::make_unique<Step>(state);
+    return std::unique_ptr<Session>(new Session(std::move(impl)));
+}
+
+Result<StoreId> Session::open() {
+    std::vector<std::unique_ptr<Store>>& stores = impl_->state.stores;
+    for (uint32_t i = 0; i < stores.size(); ++i) {
+        if (stores[i]->is_open) continue;
+        stores[i]->is_open = true;
+        return StoreId{i, stores[i]->generation};
+    }
+    return Status::error(StatusCode::out_of_memory,
+                         fmt::format("all {} stores are open: close one, or create the session "
+                                     "with a larger options.store_count_max",
+                                     stores.size()));
+}
+
+Status Session::close(StoreId id) {
+    SHOAL_TRY(clear(id));
+    Store& store = *impl_->state.stores[id.index];
+    store.is_open = false;
+    store.generation++;
+    return Status::ok();
+}
+
+Status Session::clear(StoreId id) {
+    Result<Store*> store = impl_->find(id);
+    if (!store) return store.status();
+    (*store)->clear();
+    impl_->step->forget_lists();
+    return Status::ok();
+}
+
+Status Session::truncate(StoreId id, uint32_t slot_count) {
+    Result<Store*> store = impl_->find(id);
+    if (!store) return store.status();
+    (*store)->truncate(slot_count);
+    impl_->step->forget_lists();
+    return Status::ok();
+}
+
+Status Session::begin_step(const StepInput& input) { return impl_->step->begin(input); }
+Status Session::end_step() { return impl_->step->end(); }
+
+Status Session::append(LayerId layer, const ConstTensor& k, const ConstTensor& v, StreamRef) {
+    SHOAL_TRY(impl_->check_layer(layer));
+    return impl_->step->append(layer.index, k, v);
+}
+
+Status Session::put(LayerId layer, StoreId id, std::span<const int64_t> slots,
+                    const ConstTensor& k, const ConstTensor& v, StreamRef) {
+    SHOAL_TRY(impl_->check_layer(layer));
+    Result<Store*> store = impl_->find(id);
+    if (!store) return store.status();
+    const SessionState& state = impl_->state;
+    for (size_t i = 0; i < slots.size(); ++i) {
+        if (slots[i] < 0 || slots[i] >= state.limits.slot_count_max) {
+            return invalid(fmt::format("slots[{}] = {}: must be 0 .. {}", i, slots[i],
+                                       state.limits.slot_count_max - 1));
+        }
+    }
+    return impl_->step->put(layer.index, **store, slots, k, v);
+}
+
+Status Session::read(LayerId layer, StoreId id, std::span<const int64_t> slots, Part part,
+                     std::span<std::byte> out) const {
+    SHOAL_TRY(impl_->check_layer(layer));
+    Result<Store*> store = impl_->find(id);
+    if (!store) return store.status();
+    const SessionState& state = impl_->state;
+    const LayerShape& shape = state.shape.layers[layer.index];
+    const bool is_k = part == Part::k;
+    const size_t head_bytes = is_k ? shape.k_head_dim * dtype_bytes(state.shape.rows.k)
+                                   : shape.v_head_dim * dtype_bytes(state.shape.rows.v);
+    if (out.size() != slots.size() * shape.kv_head_count * head_bytes) {
+        return invalid(fmt::format("out: {} bytes: must be {}", out.size(),
+                                   slots.size() * shape.kv_head_count * head_bytes));
+    }
+    const SlotRange groups = state.groups.of_layer(layer.index);
+    for (uint32_t g = groups.begin; g < groups.end; ++g) {
+        const Group& group = state.groups.all()[g];
+        const GroupStore& data = (*store)->group(g);
+        const kernels::KvView kv = data.rows.view();
+        for (size_t i = 0; i < slots.size(); ++i) {
+            const auto slot = static_cast<uint32_t>(slots[i]);
+            std::byte* to =
+                out.data() + (i * shape.kv_head_count + group.kv_head_first) * head_bytes;
+            const bool written = slots[i] >= 0 && slots[i] < state.limits.slot_count_max &&
+                                 data.has_row(slot, is_k);
+            for (uint32_t h = 0; h < group.piece.kv_head_count; ++h, to += head_bytes) {
+                if (!written) std::memset(to, 0, head_bytes);
+                else std::memcpy(to, is_k ? kv.k_row(slot, h) : kv.v_row(slot, h), head_bytes);
+            }
+        }
+    }
+    return Status::ok();
+}
+
+Status Session::attend(LayerId layer, const ConstTensor& q, const Visibility& visibility,
+                       const Tensor& out, float* lse, StreamRef) {
+    SHOAL_TRY(impl_->check_layer(layer));
+    return impl_->step->attend({layer.index, &q, &visibility, &out, lse});
+}
+
+std::vector<uint32_t> Session::attended_slots(LayerId layer, uint32_t query,
+                                              uint32_t kv_head) const {
+    if (!impl_->check_layer(layer)) return {};
+    const Groups& groups = impl_->state.groups;
+    const SlotRange of_layer = groups.of_layer(layer.index);
+    for (uint32_t g = of_layer.begin; g < of_layer.end; ++g) {
+        const Group& group = groups.all()[g];
+        if (kv_head - group.kv_head_first < group.piece.kv_head_count) {
+            return impl_->step->attended_slots(g, query);
+        }
+    }
+    return {};
+}
+
+Status Session::reconfigure(const Config& config) {
+    SHOAL_TRY(config_check(config));
+    SessionState& state = impl_->state;
+    if (impl_->step->is_open()) return invalid("reconfigure: a step is open: call end_step first");
+    SHOAL_TRY(check_reconfigure(state, config));
+    state.config = config;
+    state.groups.set_dense_layers(config);
+    SHOAL_TRY(lay_out_lists(*state.arena, state));
+    impl_->step->forget_lists();
+    state.selector = make_selector(config, *state.backend, state.executor,
+                                   selector_limits(state.limits), state.workspace.selector.data());
+    return Status::ok();
+}
+
+const Config& Session::config() const { return impl_->state.config; }
+
+bool Session::has_channel_statistics() const { return impl_->state.label_source->ready(); }
+
+Status Session::write_profile(const std::string& path, const std::string& source) const {
+    return impl_->state.label_source->write(path, source);
+}
+
+Stats Session::stats() const { return collect_stats(impl_->state); }
+
+void Session::reset_stats() {
+    SessionState& state = impl_->state;
+    state.stats = Stats{};
+    std::fill(state.recall_sum.begin(), state.recall_sum.end(), 0.0);
+    std::fill(state.recall_count.begin(), state.recall_count.end(), 0);
+}
+
+}  // namespace shoal

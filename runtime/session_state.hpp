@@ -1,0 +1,79 @@
+// Everything a session owns. Session (the facade) makes it, Step works on it.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "offload/arena.hpp"
+#include "offload/executor.hpp"
+#include "runtime/groups.hpp"
+#include "runtime/label_source.hpp"
+#include "runtime/selector.hpp"
+#include "runtime/store.hpp"
+#include "shoal/session.hpp"
+
+namespace shoal {
+
+// Memory of a session beside its stores, laid out once.
+struct Workspace {
+    offload::Region selector;  // selector_workspace_bytes()
+    offload::Region prefill;   // kernels::prefill_workspace_bytes()
+    offload::Region partials;  // partial states of the largest attend
+    offload::Region lists;     // attended lists of every group and query
+};
+
+// Sizes that follow from configuration and model; computed by one function for plan and create.
+struct Limits {
+    uint32_t slot_count_max = 0;
+    uint32_t queries_max = 0;          // of one store that still get sparse attention
+    uint32_t q_head_count_max = 0;     // of a group
+    uint32_t kv_head_count_max = 0;
+    uint32_t v_head_dim_max = 0;
+    uint32_t thread_count = 1;
+    LabelLimits labels;
+};
+
+struct SessionState {
+    Config config;
+    ModelShape shape;
+    SessionOptions options;
+    Limits limits;
+    Groups groups;
+    std::unique_ptr<offload::OwnExecutor> own_executor;
+    Executor executor;
+    std::unique_ptr<offload::Budget> budget;
+    std::unique_ptr<offload::Arena> arena;
+    Workspace workspace;
+    std::vector<size_t> list_offset;           // [group] into workspace.lists, in slots
+    std::vector<uint32_t> list_rows_max;       // [group] slots a list of this group may hold
+    std::vector<std::unique_ptr<Store>> stores;
+    std::vector<std::vector<kernels::LabelFormat>> formats;  // [group], empty until ready
+    std::unique_ptr<LabelSource> label_source;
+    Selector selector;
+    const kernels::Backend* backend = nullptr;
+    Stats stats;
+    std::vector<double> recall_sum;            // [layer]
+    std::vector<uint64_t> recall_count;        // [layer]
+
+    void log(LogLevel level, const std::string& text) const {
+        if (options.log) options.log(level, text);
+    }
+    // Safety set and selected rows of a group at most.
+    static uint32_t list_rows(const Config& config, const Group& group, uint32_t slot_count_max);
+};
+
+// Asks `arena` for everything of a session: with a counting arena this is the plan.
+Status lay_out(offload::Arena& arena, SessionState& state);
+// The part that follows budget and safety, again after reconfigure().
+Status lay_out_lists(offload::Arena& arena, SessionState& state);
+Limits limits_of(const Config& config, const ModelShape& shape, const SessionOptions& options,
+                 const Groups& groups, uint32_t thread_count);
+SelectorLimits selector_limits(const Limits& limits);
+
+// Refuses changes of what is stored.
+Status check_reconfigure(const SessionState& state, const Config& config);
+Stats collect_stats(const SessionState& state);
+
+}  // namespace shoal

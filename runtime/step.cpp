@@ -1,0 +1,233 @@
+// The flow of a step. This file owns every branch of it; each helper is a straight line.
+#include "runtime/step.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "runtime/clock.hpp"
+#include "runtime/finite.hpp"
+
+namespace shoal {
+
+using kernels::RowPart;
+
+namespace {
+
+Status invalid(std::string message) {
+    return Status::error(StatusCode::invalid_argument, std::move(message));
+}
+
+ConstTensor rows_of(const ConstTensor& rows, uint32_t begin, uint32_t end) {
+    ConstTensor part = rows;
+    if (rows.empty()) return part;
+    part.data += size_t{begin} * rows.n_stride_bytes;
+    part.n = end - begin;
+    return part;
+}
+
+Status check_rows(const char* name, const ConstTensor& rows, size_t tokens, uint32_t heads,
+                  uint32_t head_dim) {
+    if (rows.empty()) return Status::ok();
+    if (rows.n != tokens || rows.heads != heads || rows.head_dim != head_dim) {
+        return invalid(fmt::format("{}: shape [{}, {}, {}]: must be [{}, {}, {}]", name, rows.n,
+                                   rows.heads, rows.head_dim, tokens, heads, head_dim));
+    }
+    return Status::ok();
+}
+
+}  // namespace
+
+Step::Step(SessionState& state)
+    : s_(state),
+      views_(state.limits.queries_max),
+      last_lists_(size_t{state.groups.count()} * state.limits.queries_max),
+      lse_(state.shape.q_head_count) {
+    while (s_.shape.layers[first_kv_layer_].kind == LayerKind::none) ++first_kv_layer_;
+    sample_layer_ = first_kv_layer_;
+    for (QueryView& view : views_) view.reserve(s_.limits.slot_count_max);
+    slots_.reserve(s_.options.queries_per_step_max);
+}
+
+Status Step::begin(const StepInput& input) {
+    if (input.token_offsets.size() != input.stores.size() + 1 || input.stores.empty()) {
+        return invalid(fmt::format("step.token_offsets: {} entries: must be stores + 1 = {}",
+                                   input.token_offsets.size(), input.stores.size() + 1));
+    }
+    const size_t tokens = input.token_offsets.back();
+    if (!input.slots.empty() && input.slots.size() != tokens) {
+        return invalid(fmt::format("step.slots: {} entries: must be one per token = {}",
+                                   input.slots.size(), tokens));
+    }
+    for (const StoreId& id : input.stores) {
+        if (id.index >= s_.stores.size() || !s_.stores[id.index]->is_open ||
+            s_.stores[id.index]->generation != id.generation) {
+            return invalid(fmt::format("step.stores: store {} is not open", id.index));
+        }
+    }
+    slots_.assign(input.slots.begin(), input.slots.end());
+    slots_.resize(tokens);
+    stores_.clear();
+    token_offsets_.assign(input.token_offsets.begin(), input.token_offsets.end());
+    for (size_t i = 0; i < input.stores.size(); ++i) {
+        Store& store = *s_.stores[input.stores[i].index];
+        stores_.push_back(input.stores[i].index);
+        uint32_t next = store.order().slot_end();
+        for (size_t t = token_offsets_[i]; t < token_offsets_[i + 1]; ++t) {
+            if (input.slots.empty()) slots_[t] = next++;
+            if (slots_[t] < 0 || slots_[t] >= s_.limits.slot_count_max) {
+                return invalid(fmt::format("step.slots[{}] = {}: must be 0 .. {}", t, slots_[t],
+                                           s_.limits.slot_count_max - 1));
+            }
+        }
+    }
+    for (size_t i = 0; i < stores_.size(); ++i) {
+        Store& store = *s_.stores[stores_[i]];
+        for (size_t t = token_offsets_[i]; t < token_offsets_[i + 1]; ++t) {
+            store.order().write(static_cast<uint32_t>(slots_[t]));
+        }
+        SHOAL_TRY(store.ensure(store.order().slot_end(), s_.executor));
+    }
+    views_version_ = 0;
+    open_ = true;
+    s_.stats.steps++;
+    s_.stats.tokens_written += tokens;
+    return Status::ok();
+}
+
+Status Step::append(uint32_t layer, const ConstTensor& k, const ConstTensor& v) {
+    if (!open_) return invalid("append: no step: call begin_step first");
+    for (size_t i = 0; i < stores_.size(); ++i) {
+        const uint32_t begin = token_offsets_[i];
+        const uint32_t end = token_offsets_[i + 1];
+        if (!k.empty() && k.n != slots_.size()) SHOAL_TRY(check_rows("k", k, slots_.size(), 0, 0));
+        if (!v.empty() && v.n != slots_.size()) SHOAL_TRY(check_rows("v", v, slots_.size(), 0, 0));
+        SHOAL_TRY(write(layer, *s_.stores[stores_[i]],
+                        std::span(slots_).subspan(begin, end - begin), rows_of(k, begin, end),
+                        rows_of(v, begin, end)));
+    }
+    return Status::ok();
+}
+
+Status Step::write(uint32_t layer, Store& store, std::span<const int64_t> slots,
+                   const ConstTensor& k, const ConstTensor& v) {
+    const LayerShape& shape = s_.shape.layers[layer];
+    SHOAL_TRY(check_rows("k", k, slots.size(), shape.kv_head_count, shape.k_head_dim));
+    SHOAL_TRY(check_rows("v", v, slots.size(), shape.kv_head_count, shape.v_head_dim));
+    if (!all_finite(k)) return invalid(fmt::format("layer {}: k holds NaN or Inf", layer));
+    if (!all_finite(v)) return invalid(fmt::format("layer {}: v holds NaN or Inf", layer));
+    const uint64_t started = now_ns();
+    if (!k.empty()) s_.label_source->observe_keys(layer, k);
+    const SlotRange groups = s_.groups.of_layer(layer);
+    for (uint32_t g = groups.begin; g < groups.end; ++g) {
+        const Group& group = s_.groups.all()[g];
+        if (!v.empty()) {
+            SHOAL_TRY(store.write(g, group, RowPart::v, slots, v, *s_.backend, s_.executor));
+        }
+        if (!k.empty()) {
+            SHOAL_TRY(store.write(g, group, RowPart::k, slots, k, *s_.backend, s_.executor));
+        }
+    }
+    s_.stats.append_ns += now_ns() - started;
+    return Status::ok();
+}
+
+Status Step::put(uint32_t layer, Store& store, std::span<const int64_t> slots,
+                 const ConstTensor& k, const ConstTensor& v) {
+    uint32_t slot_end = store.order().slot_end();
+    for (const int64_t slot : slots) {
+        slot_end = std::max(slot_end, static_cast<uint32_t>(slot) + 1);
+        if (layer == first_kv_layer_ && !k.empty()) {
+            store.order().write(static_cast<uint32_t>(slot));
+        }
+    }
+    SHOAL_TRY(store.ensure(slot_end, s_.executor));
+    return write(layer, store, slots, k, v);
+}
+
+Status Step::attend(const AttendCall& call) {
+    SHOAL_TRY(check_attend(call));
+    SHOAL_TRY(learn(call.layer, *call.q));
+    for (uint32_t i = 0; i < stores_.size(); ++i) {
+        const uint32_t queries =
+            call.visibility->query_offsets[i + 1] - call.visibility->query_offsets[i];
+        if (queries == 0) continue;
+        SHOAL_TRY(prepare_views(i, *call.visibility));
+        SHOAL_TRY(check_written(call.layer, *s_.stores[stores_[i]]));
+        if (queries > s_.config.budget.sparse_queries_max) {
+            SHOAL_TRY(attend_exact(i, call));
+        } else {
+            SHOAL_TRY(attend_lists(i, call));
+        }
+    }
+    return Status::ok();
+}
+
+// Sparse and dense decode attention: a list of slots per query and group, then one pass over all.
+Status Step::attend_lists(uint32_t store_index, const AttendCall& call) {
+    Store& store = *s_.stores[stores_[store_index]];
+    const uint32_t query_begin = call.visibility->query_offsets[store_index];
+    const uint32_t query_end = call.visibility->query_offsets[store_index + 1];
+    const SlotRange groups = s_.groups.of_layer(call.layer);
+    jobs_.clear();
+    for (uint32_t query = query_begin; query < query_end; ++query) {
+        for (uint32_t g = groups.begin; g < groups.end; ++g) {
+            Job job;
+            job.group = &s_.groups.all()[g];
+            job.query = query;
+            job.slots = choose(g, query, query - query_begin, store, call);
+            jobs_.push_back(job);
+        }
+    }
+    const uint64_t started = now_ns();
+    run_jobs(store, call, jobs_);
+    s_.stats.attend_ns += now_ns() - started;
+    sample_recall(store, call, jobs_.front());
+    return Status::ok();
+}
+
+// Which slots a query attends in a group: everything, or the safety set and a selection.
+kernels::SlotList Step::choose(uint32_t group_index, uint32_t query, uint32_t query_in_store,
+                               Store& store, const AttendCall& call) {
+    const Group& group = s_.groups.all()[group_index];
+    const QueryView& view = views_[query_in_store];
+    kernels::SlotList& list =
+        last_lists_[size_t{group_index} * s_.limits.queries_max + query_in_store];
+    if (attends_everything(group_index, store, view.visible_count())) {
+        s_.stats.queries_dense++;
+        list = view.visible();
+    } else {
+        GroupStore& data = store.group(group_index);
+        uint32_t* slots = list_of(group_index, query_in_store);
+        const std::span<const uint32_t> safety = view.safety();
+        SelectInput in;
+        in.group = &group;
+        in.labels = &data.labels;
+        in.view = &view;
+        in.q_head_stride = call.q->head_stride_bytes / sizeof(float);
+        in.q = reinterpret_cast<const float*>(call.q->data + query * call.q->n_stride_bytes) +
+               group.q_head_first() * in.q_head_stride;
+        in.rows = group.dense ? s_.config.budget.dense_rows : s_.config.budget.rows;
+        in.rows = std::min(in.rows, view.visible_count());
+        in.history = &data.history;
+        SelectOutput out;
+        out.slots = slots + safety.size();
+        out.stats = &s_.stats;
+        const uint32_t count = s_.selector.select(in, out);
+        merge_into_front(safety, {out.slots, count}, slots);
+        list = {slots, 0, static_cast<uint32_t>(safety.size()) + count};
+        s_.stats.queries_sparse++;
+    }
+    s_.stats.rows_attended += uint64_t{list.count} * group.piece.kv_head_count;
+    s_.stats.kv_bytes_read += uint64_t{list.count} * group.piece.kv_head_count *
+                              group.piece.row_stride_bytes;
+    return list;
+}
+
+Status Step::end() {
+    if (!open_) return invalid("end_step: no step: call begin_step first");
+    open_ = false;
+    return Status::ok();
+}
+
+}  // namespace shoal

@@ -1,0 +1,290 @@
+// The straight-line helpers of Step: checks, views, and attention over lists that are decided.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "offload/executor.hpp"
+#include "runtime/clock.hpp"
+#include "runtime/finite.hpp"
+#include "runtime/step.hpp"
+
+namespace shoal {
+
+namespace {
+
+Status invalid(std::string message) {
+    return Status::error(StatusCode::invalid_argument, std::move(message));
+}
+
+float* out_row(const Tensor& out, uint32_t query, uint32_t head) {
+    return reinterpret_cast<float*>(reinterpret_cast<std::byte*>(out.data) +
+                                    query * out.n_stride_bytes + head * out.head_stride_bytes);
+}
+
+}  // namespace
+
+Status Step::check_attend(const AttendCall& call) const {
+    const ConstTensor& q = *call.q;
+    const LayerShape& shape = s_.shape.layers[call.layer];
+    if (!open_) return invalid("attend: no step: call begin_step first");
+    if (q.dtype != DType::f32 || q.heads != s_.shape.q_head_count ||
+        q.head_dim != shape.k_head_dim || q.n > s_.options.queries_per_step_max) {
+        return invalid(fmt::format("q: {} [{}, {}, {}]: must be f32 [at most {}, {}, {}]",
+                                   dtype_name(q.dtype), q.n, q.heads, q.head_dim,
+                                   s_.options.queries_per_step_max, s_.shape.q_head_count,
+                                   shape.k_head_dim));
+    }
+    const Tensor& out = *call.out;
+    if (out.data == nullptr || out.n != q.n || out.heads != q.heads ||
+        out.head_dim != shape.v_head_dim) {
+        return invalid(fmt::format("out: [{}, {}, {}]: must be [{}, {}, {}]", out.n, out.heads,
+                                   out.head_dim, q.n, q.heads, shape.v_head_dim));
+    }
+    const Visibility& v = *call.visibility;
+    if (v.query_offsets.size() != stores_.size() + 1 || v.query_offsets.back() != q.n ||
+        v.range_offsets.size() != size_t{q.n} + 1 || v.range_offsets.back() != v.ranges.size()) {
+        return invalid("visibility: offsets do not fit the step's stores and queries");
+    }
+    if (!all_finite(q)) return invalid(fmt::format("layer {}: q holds NaN or Inf", call.layer));
+    return Status::ok();
+}
+
+Status Step::prepare_query(const Store& store, const Visibility& visibility, uint32_t query,
+                           QueryView* view) {
+    const uint32_t begin = visibility.range_offsets[query];
+    const std::span<const SlotRange> ranges =
+        visibility.ranges.subspan(begin, visibility.range_offsets[query + 1] - begin);
+    uint32_t last_end = 0;
+    for (const SlotRange& range : ranges) {
+        if (range.begin >= range.end || range.begin < last_end ||
+            range.end > store.order().slot_end()) {
+            return invalid(fmt::format("visibility.ranges of query {}: [{}, {}): must be "
+                                       "ascending, disjoint, and end at {} or before",
+                                       query, range.begin, range.end, store.order().slot_end()));
+        }
+        last_end = range.end;
+        mark_visible(seen_, range);
+    }
+    if (view != nullptr) view->prepare(ranges, store.order(), s_.config.safety);
+    return Status::ok();
+}
+
+Status Step::prepare_views(uint32_t store_index, const Visibility& visibility) {
+    if (visibility.version != 0 && visibility.version == views_version_ &&
+        views_store_ == store_index) {
+        return Status::ok();
+    }
+    const Store& store = *s_.stores[stores_[store_index]];
+    const uint32_t begin = visibility.query_offsets[store_index];
+    const uint32_t end = visibility.query_offsets[store_index + 1];
+    const bool sparse = end - begin <= s_.config.budget.sparse_queries_max;
+    views_version_ = 0;
+    seen_.assign((store.order().slot_end() + kernels::kSpanSlots - 1) / kernels::kSpanSlots, {});
+    for (uint32_t query = begin; query < end; ++query) {
+        SHOAL_TRY(prepare_query(store, visibility, query, sparse ? &views_[query - begin] : nullptr));
+    }
+    views_version_ = visibility.version;
+    views_store_ = store_index;
+    return Status::ok();
+}
+
+Status Step::check_written(uint32_t layer, const Store& store) const {
+    const SlotRange groups = s_.groups.of_layer(layer);
+    const uint32_t slot = store.first_missing(groups.begin, seen_);
+    if (slot == store.order().slot_end()) return Status::ok();
+    return invalid(fmt::format("visibility.ranges: slot {} is visible in layer {} but has no K "
+                               "and V there",
+                               slot, layer));
+}
+
+Status Step::learn(uint32_t layer, const ConstTensor& q) {
+    if (!s_.limits.labels.enabled) return Status::ok();
+    const SlotRange groups = s_.groups.of_layer(layer);
+    if (!s_.formats[groups.begin].empty()) return Status::ok();
+    s_.label_source->observe_queries(layer, q);
+    if (s_.label_source->ready(layer)) return start_labels(layer);
+    return Status::ok();
+}
+
+Status Step::start_labels(uint32_t layer) {
+    const SlotRange groups = s_.groups.of_layer(layer);
+    for (uint32_t g = groups.begin; g < groups.end; ++g) {
+        s_.formats[g] = s_.label_source->make_formats(s_.groups.all()[g]);
+        for (const auto& store : s_.stores) {
+            SHOAL_TRY(store->start_labels(g, *s_.backend, s_.formats[g], s_.executor));
+        }
+    }
+    if (groups.end == s_.groups.count()) {
+        s_.log(LogLevel::info, "channel statistics are known: labels are in use");
+    }
+    return Status::ok();
+}
+
+bool Step::attends_everything(uint32_t group_index, const Store& store, uint32_t visible_count) {
+    const Config::Budget& budget = s_.config.budget;
+    const Group& group = s_.groups.all()[group_index];
+    if (s_.config.selector.kind == SelectorKind::dense) return true;
+    const uint32_t below = budget.dense_below != 0 ? budget.dense_below : 2 * budget.rows;
+    if (visible_count <= below) return true;
+    if (group.dense && visible_count <= budget.dense_rows) return true;
+    if (s_.config.selector.kind != SelectorKind::labels) return false;
+    if (store.group(group_index).labels.started()) return false;
+    s_.stats.dense_without_statistics++;
+    if (!told_dense_without_statistics_) {
+        told_dense_without_statistics_ = true;
+        s_.log(LogLevel::warning,
+               fmt::format("no channel statistics yet: attention is dense until {} tokens were "
+                           "seen (profile.tokens), or give profile.path",
+                           s_.config.profile.tokens));
+    }
+    return true;
+}
+
+uint32_t* Step::list_of(uint32_t group, uint32_t query_in_store) const {
+    return s_.workspace.lists.as<uint32_t>() + s_.list_offset[group] +
+           size_t{query_in_store} * s_.list_rows_max[group];
+}
+
+kernels::AttendInput Step::input_of(const Store& store, const AttendCall& call,
+                                    const Job& job) const {
+    const Group& group = *job.group;
+    kernels::AttendInput in;
+    in.kv = store.group(group_index(group)).rows.view();
+    in.q_head_stride = call.q->head_stride_bytes / sizeof(float);
+    in.q = reinterpret_cast<const float*>(call.q->data + job.query * call.q->n_stride_bytes) +
+           group.q_head_first() * in.q_head_stride;
+    in.q_per_kv = group.q_per_kv;
+    in.slots = job.slots;
+    in.scale = group.scale;
+    return in;
+}
+
+// Every part of every job is one piece of parallel work; a part's cut depends on its list alone.
+void Step::run_parts(const Store& store, const AttendCall& call, std::span<const Job> jobs) {
+    const Job& last = jobs.back();
+    const uint32_t parts = last.part_first + kernels::attend_part_count(last.slots.count);
+    offload::run_on(s_.executor, parts, [&](uint32_t index, uint32_t) {
+        size_t j = jobs.size() - 1;
+        while (jobs[j].part_first > index) --j;
+        const Job& job = jobs[j];
+        const uint32_t part = index - job.part_first;
+        const uint32_t rows = kernels::attend_part_rows(job.slots.count);
+        const uint32_t begin = part * rows;
+        s_.backend->attend_part(
+            input_of(store, call, job), begin, std::min(begin + rows, job.slots.count),
+            kernels::attend_partial_at(job.partials, part, job.group->q_head_count(),
+                                       job.group->piece.v_head_dim));
+    });
+}
+
+void Step::merge_job(const Job& job, float* out, size_t out_head_stride, float* lse) const {
+    kernels::MergeInput in;
+    in.partials = job.partials;
+    in.part_count = kernels::attend_part_count(job.slots.count);
+    in.q_head_count = job.group->q_head_count();
+    in.v_head_dim = job.group->piece.v_head_dim;
+    s_.backend->merge(in, {out, out_head_stride, lse});
+}
+
+void Step::run_jobs(const Store& store, const AttendCall& call, std::span<Job> jobs) {
+    float* partials = s_.workspace.partials.as<float>();
+    uint32_t parts = 0;
+    for (Job& job : jobs) {
+        job.part_first = parts;
+        job.partials = partials;
+        const uint32_t count = kernels::attend_part_count(job.slots.count);
+        parts += count;
+        partials += count * kernels::attend_partial_floats(job.group->q_head_count(),
+                                                           job.group->piece.v_head_dim);
+    }
+    run_parts(store, call, jobs);
+    for (const Job& job : jobs) {
+        const uint32_t head = job.group->q_head_first();
+        merge_job(job, out_row(*call.out, job.query, head),
+                  call.out->head_stride_bytes / sizeof(float), lse_.data() + head);
+        if (call.lse != nullptr) {
+            std::copy_n(lse_.data() + head, job.group->q_head_count(),
+                        call.lse + size_t{job.query} * s_.shape.q_head_count + head);
+        }
+    }
+}
+
+// The share of exact attention mass that the list covers: exp(lse of the list - lse of all). It
+// comes from attention itself, not from labels. One layer every `recall_every` steps.
+void Step::sample_recall(const Store& store, const AttendCall& call, const Job& job) {
+    const uint32_t every = s_.config.stats.recall_every;
+    if (every == 0 || s_.stats.steps % every != 0 || call.layer != sample_layer_) return;
+    const QueryView& view = views_[0];
+    sample_layer_ = call.layer + 1 < s_.shape.layers.size() ? call.layer + 1 : first_kv_layer_;
+    if (job.slots.count >= view.visible_count()) return;
+
+    const uint32_t heads = job.group->q_head_count();
+    std::vector<float> lse_list(heads);
+    std::vector<float> lse_all(heads);
+    std::vector<float> out(size_t{heads} * job.group->piece.v_head_dim);
+    Job sample = job;
+    sample.part_first = 0;
+    sample.partials = s_.workspace.partials.as<float>();
+    for (const auto& [slots, lse] :
+         {std::pair{job.slots, lse_list.data()}, std::pair{view.visible(), lse_all.data()}}) {
+        sample.slots = slots;
+        run_parts(store, call, {&sample, 1});
+        merge_job(sample, out.data(), job.group->piece.v_head_dim, lse);
+    }
+    double recall = 0;
+    for (uint32_t h = 0; h < heads; ++h) {
+        recall += std::exp(double{lse_list[h]} - double{lse_all[h]}) / heads;
+    }
+    s_.recall_sum[call.layer] += recall;
+    s_.recall_count[call.layer]++;
+}
+
+Status Step::attend_exact(uint32_t store_index, const AttendCall& call) {
+    const Store& store = *s_.stores[stores_[store_index]];
+    const uint32_t begin = call.visibility->query_offsets[store_index];
+    const uint32_t end = call.visibility->query_offsets[store_index + 1];
+    const uint64_t started = now_ns();
+    const SlotRange groups = s_.groups.of_layer(call.layer);
+    for (uint32_t g = groups.begin; g < groups.end; ++g) {
+        const Group& group = s_.groups.all()[g];
+        kernels::PrefillInput in;
+        in.kv = store.group(g).rows.view();
+        in.q_stride = call.q->n_stride_bytes / sizeof(float);
+        in.q_head_stride = call.q->head_stride_bytes / sizeof(float);
+        in.q = reinterpret_cast<const float*>(call.q->data) + begin * in.q_stride +
+               group.q_head_first() * in.q_head_stride;
+        in.query_count = end - begin;
+        in.q_per_kv = group.q_per_kv;
+        in.ranges = call.visibility->ranges.data();
+        in.range_offsets = call.visibility->range_offsets.data() + begin;
+        in.scale = group.scale;
+        kernels::PrefillOutput out;
+        out.out = out_row(*call.out, begin, group.q_head_first());
+        out.out_stride = call.out->n_stride_bytes / sizeof(float);
+        out.out_head_stride = call.out->head_stride_bytes / sizeof(float);
+        std::vector<float> lse(call.lse == nullptr ? 0 : in.query_count * group.q_head_count());
+        if (call.lse != nullptr) out.lse = lse.data();
+        s_.backend->prefill(in, out, s_.workspace.prefill.data(), s_.executor);
+        for (size_t i = 0; i < lse.size(); ++i) {
+            const size_t query = begin + i / group.q_head_count();
+            call.lse[query * s_.shape.q_head_count + group.q_head_first() +
+                     i % group.q_head_count()] = lse[i];
+        }
+        s_.stats.queries_exact += in.query_count;
+    }
+    s_.stats.exact_ns += now_ns() - started;
+    return Status::ok();
+}
+
+std::vector<uint32_t> Step::attended_slots(uint32_t group, uint32_t query) const {
+    if (query >= s_.limits.queries_max) return {};
+    const kernels::SlotList& list = last_lists_[size_t{group} * s_.limits.queries_max + query];
+    std::vector<uint32_t> slots(list.count);
+    for (uint32_t i = 0; i < list.count; ++i) slots[i] = list.at(i);
+    return slots;
+}
+
+void Step::forget_lists() { std::fill(last_lists_.begin(), last_lists_.end(), kernels::SlotList{}); }
+
+}  // namespace shoal

@@ -1,0 +1,192 @@
+#include "runtime/store.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+
+#include "calib/choose_channels.hpp"
+
+namespace shoal {
+
+using kernels::kSpanSlots;
+using kernels::RowPart;
+using offload::MemoryTag;
+
+namespace {
+
+uint32_t span_count_of(uint32_t slots) { return (slots + kSpanSlots - 1) / kSpanSlots; }
+
+// Consecutive ascending slots from position i on: [slots[i], slots[i] + length).
+SlotRange run_at(std::span<const int64_t> slots, size_t i) {
+    size_t end = i + 1;
+    while (end < slots.size() && slots[end] == slots[end - 1] + 1) ++end;
+    const auto begin = static_cast<uint32_t>(slots[i]);
+    return {begin, begin + static_cast<uint32_t>(end - i)};
+}
+
+Status create_group(offload::Arena& arena, const Group& group, uint32_t slot_count_max,
+                    const LabelLimits& labels, GroupStore& out) {
+    const offload::BlockLayout layout = offload::make_block_layout(group.piece);
+    Result<offload::BlockStore> rows = offload::BlockStore::create(arena, layout, slot_count_max);
+    if (!rows) return rows.status();
+    out.rows = std::move(*rows);
+    const uint32_t spans = span_count_of(slot_count_max);
+    if (!labels.enabled) return Status::ok();
+
+    const uint32_t heads = group.piece.kv_head_count;
+    const uint32_t row_bits = calib::label_bit_budget(labels.row_bits, group.piece.k_head_dim);
+    Result<offload::Region> region = arena.region(
+        MemoryTag::labels,
+        spans * LabelIndex::span_bytes_max(row_bits, labels.channel_bits, heads));
+    if (!region) return region.status();
+    out.label_region = std::move(*region);
+    const uint32_t channels =
+        std::min(row_bits / labels.channel_bits, group.piece.k_head_dim);
+    region = arena.region(MemoryTag::labels,
+                          LabelIndex::open_bytes_max(channels, heads) +
+                              size_t{heads} * LabelIndex::kChannelsMax * sizeof(float));
+    if (!region) return region.status();
+    out.open_region = std::move(*region);
+    return Status::ok();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Store>> Store::create(offload::Arena& arena, const Groups& groups,
+                                             uint32_t slot_count_max,
+                                             const LabelLimits& labels) {
+    const uint64_t spans = span_count_of(slot_count_max);
+    Result<offload::Region> index = arena.region(
+        MemoryTag::index,
+        SlotOrder::bytes(slot_count_max) + spans * sizeof(SpanWritten) * groups.count());
+    if (!index) return index.status();
+    auto* written = reinterpret_cast<SpanWritten*>(index->data() + SlotOrder::bytes(slot_count_max));
+    auto store = std::unique_ptr<Store>(
+        new Store(std::move(*index), arena.is_counting() ? 0 : slot_count_max));
+    for (const Group& group : groups.all()) {
+        auto made = std::make_unique<GroupStore>();
+        SHOAL_TRY(create_group(arena, group, slot_count_max, labels, *made));
+        made->written = {written, spans};
+        written += spans;
+        store->groups_.push_back(std::move(made));
+    }
+    return store;
+}
+
+Store::Store(offload::Region index, uint32_t slot_count_max)
+    : index_(std::move(index)), order_(index_.data(), slot_count_max) {}
+
+Status Store::ensure(uint32_t slot_end, const Executor& executor) {
+    for (const auto& group : groups_) SHOAL_TRY(group->rows.ensure(slot_end, &executor));
+    return Status::ok();
+}
+
+Status Store::write(uint32_t group_index, const Group& group, RowPart part,
+                    std::span<const int64_t> slots, const ConstTensor& rows,
+                    const kernels::Backend& backend, const Executor& executor) {
+    GroupStore& out = *groups_[group_index];
+    kernels::AppendInput in;
+    in.kv = out.rows.view();
+    in.part = part;
+    in.rows = rows;
+    in.head_first = group.kv_head_first;
+    in.slots = slots.data();
+    const bool finite = backend.append(in).finite;
+    for (const int64_t slot : slots) {
+        SpanWritten& span = out.written[static_cast<size_t>(slot) / kSpanSlots];
+        uint64_t* bits = part == RowPart::k ? span.k : span.v;
+        bits[slot % kSpanSlots / 64] |= uint64_t{1} << (slot % 64);
+    }
+    if (!finite) {
+        return Status::error(StatusCode::invalid_argument,
+                             fmt::format("layer {}: a {} row holds NaN, Inf or a value outside the "
+                                         "range of {}",
+                                         group.layer, part == RowPart::k ? "K" : "V",
+                                         dtype_name(part == RowPart::k ? group.piece.k_dtype
+                                                                       : group.piece.v_dtype)));
+    }
+    return part == RowPart::k ? keys_changed(out, slots, executor) : Status::ok();
+}
+
+Status Store::keys_changed(GroupStore& group, std::span<const int64_t> slots,
+                           const Executor& executor) {
+    if (!group.labels.started()) return Status::ok();
+    for (size_t i = 0; i < slots.size();) {
+        const SlotRange run = run_at(slots, i);
+        SHOAL_TRY(group.label_region.touch_until(
+            size_t{span_count_of(run.end)} * group.labels.span_stride_bytes()));
+        group.labels.on_keys(group.rows.view(), run, group.written, executor);
+        i += run.end - run.begin;
+    }
+    return Status::ok();
+}
+
+Status Store::start_labels(uint32_t group_index, const kernels::Backend& backend,
+                           std::span<const kernels::LabelFormat> formats,
+                           const Executor& executor) {
+    GroupStore& group = *groups_[group_index];
+    if (group.labels.started()) return Status::ok();
+    size_t open_bytes = 0;
+    for (const kernels::LabelFormat& format : formats) {
+        open_bytes += kernels::open_span_bytes(format);
+    }
+    SHOAL_TRY(group.open_region.touch_all());
+    LabelIndex::Memory memory;
+    memory.spans = group.label_region.data();
+    memory.open = group.open_region.data();
+    memory.channel_scale_max = reinterpret_cast<float*>(group.open_region.data() + open_bytes);
+    group.labels.start(backend, formats, memory);
+    const uint32_t slot_end = order_.slot_end();
+    if (slot_end == 0) return Status::ok();
+    SHOAL_TRY(group.label_region.touch_until(size_t{span_count_of(slot_end)} *
+                                             group.labels.span_stride_bytes()));
+    group.labels.on_keys(group.rows.view(), {0, slot_end}, group.written, executor);
+    return Status::ok();
+}
+
+void Store::truncate(uint32_t slot_count) {
+    order_.forget_from(slot_count);
+    const auto keep = [slot_count](uint64_t (&bits)[2], uint32_t span) {
+        for (uint32_t word = 0; word < 2; ++word) {
+            const uint32_t base = span * kSpanSlots + word * 64;
+            if (base >= slot_count) bits[word] = 0;
+            else if (slot_count - base < 64) bits[word] &= (uint64_t{1} << (slot_count - base)) - 1;
+        }
+    };
+    for (const auto& group : groups_) {
+        for (uint32_t span = slot_count / kSpanSlots; span < group->written.size(); ++span) {
+            keep(group->written[span].k, span);
+            keep(group->written[span].v, span);
+        }
+        group->labels.truncate(group->rows.view(), slot_count, group->written);
+        group->rows.release_from(slot_count);
+        group->history.forget();
+    }
+}
+
+void Store::clear() {
+    truncate(0);
+    for (const auto& group : groups_) {
+        group->labels.clear();
+        group->label_region.release_from(0);
+    }
+}
+
+uint32_t Store::first_missing(uint32_t group_index,
+                              std::span<const kernels::SpanMask> masks) const {
+    const std::span<const SpanWritten> written = groups_[group_index]->written;
+    for (uint32_t span = 0; span < masks.size(); ++span) {
+        for (uint32_t word = 0; word < 2; ++word) {
+            const uint64_t missing = masks[span].visible[word] &
+                                     ~(written[span].k[word] & written[span].v[word]);
+            if (missing != 0) {
+                return span * kSpanSlots + word * 64 +
+                       static_cast<uint32_t>(std::countr_zero(missing));
+            }
+        }
+    }
+    return order_.slot_end();
+}
+
+}  // namespace shoal

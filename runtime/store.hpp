@@ -1,0 +1,80 @@
+// One store: the rows and labels of every group, and the order its slots were written in.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "offload/block_store.hpp"
+#include "runtime/groups.hpp"
+#include "runtime/label_index.hpp"
+#include "runtime/selector.hpp"
+#include "runtime/slot_order.hpp"
+
+namespace shoal {
+
+// What a store keeps for one group.
+struct GroupStore {
+    offload::BlockStore rows;
+    std::span<SpanWritten> written;    // [span_count_max]
+    LabelIndex labels;
+    offload::Region label_region;      // spans
+    offload::Region open_region;       // open span, then channel_scale_max
+    SelectHistory history;
+
+    bool has_row(uint32_t slot, bool k) const {
+        const SpanWritten& span = written[slot / kernels::kSpanSlots];
+        const uint64_t* bits = k ? span.k : span.v;
+        return ((bits[slot % kernels::kSpanSlots / 64] >> (slot % 64)) & 1U) != 0;
+    }
+};
+
+// What labels may take before their channels are known.
+struct LabelLimits {
+    bool enabled = false;
+    uint32_t row_bits = 0;      // codes of one token and KV head; 0 = one per key dimension
+    uint32_t channel_bits = 2;  // the fewest bits a channel may get
+};
+
+class Store {
+public:
+    // Takes what a store of `slot_count_max` slots needs from `arena`; with a counting arena only
+    // the bytes are added up and the result must not be used.
+    static Result<std::unique_ptr<Store>> create(offload::Arena& arena, const Groups& groups,
+                                                 uint32_t slot_count_max,
+                                                 const LabelLimits& labels);
+
+    // Puts the slots [0, slot_end) of every group into RAM: once per step, before any write.
+    Status ensure(uint32_t slot_end, const Executor& executor);
+    // Writes K or V of some slots. The rows must be finite. Encodes labels when keys came.
+    Status write(uint32_t group_index, const Group& group, kernels::RowPart part,
+                 std::span<const int64_t> slots, const ConstTensor& rows,
+                 const kernels::Backend& backend, const Executor& executor);
+    // Starts labels of a group and encodes every span that already has keys.
+    Status start_labels(uint32_t group_index, const kernels::Backend& backend,
+                        std::span<const kernels::LabelFormat> formats, const Executor& executor);
+    void truncate(uint32_t slot_count);
+    void clear();
+
+    SlotOrder& order() { return order_; }
+    const SlotOrder& order() const { return order_; }
+    GroupStore& group(uint32_t index) { return *groups_[index]; }
+    const GroupStore& group(uint32_t index) const { return *groups_[index]; }
+    // A visible slot that lacks K or V in this group, or slot_end when there is none.
+    uint32_t first_missing(uint32_t group_index, std::span<const kernels::SpanMask> masks) const;
+
+    bool is_open = false;
+    uint32_t generation = 0;
+
+private:
+    Store(offload::Region index, uint32_t slot_count_max);
+    Status keys_changed(GroupStore& group, std::span<const int64_t> slots,
+                        const Executor& executor);
+
+    offload::Region index_;  // stamps, span bounds, then `written` of every group
+    SlotOrder order_;
+    std::vector<std::unique_ptr<GroupStore>> groups_;
+};
+
+}  // namespace shoal
