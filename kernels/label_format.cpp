@@ -117,7 +117,7 @@ private:
 size_t round_up_64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 size_t span_bytes_of(uint32_t plane_count, size_t op_count) {
-    const size_t parameter_count = 2 * 4 * op_count;
+    const size_t parameter_count = 2 * ((op_count + 3) / 4 * 16);
     return round_up_64(plane_count * size_t{kSpanSlots} * 4 + parameter_count * sizeof(uint16_t));
 }
 
@@ -198,7 +198,7 @@ void label_decode(const LabelFormat& format, const std::byte* span, uint32_t slo
                   float* values) {
     if (format.is_f16()) return label_decode_open(format, span, slot_in_span, values);
     const std::byte* scales = span + format.plane_count * size_t{kSpanSlots} * 4;
-    const std::byte* minima = scales + 4 * format.ops.size() * sizeof(uint16_t);
+    const std::byte* minima = scales + label_parameter_count(format) * sizeof(uint16_t);
     for (size_t i = 0; i < format.ops.size(); ++i) {
         const LabelOp& op = format.ops[i];
         uint32_t dword = 0;

@@ -6,4 +6,6 @@
 #pragma once
 
 #define HWY_WANT_AVX3_DL 1
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+// Arm: NEON. Vectors whose length is unknown at compile time cannot lie in arrays.
+#define HWY_DISABLED_TARGETS \
+    (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)

@@ -28,7 +28,7 @@ struct Parameters {
 
 Parameters parameters(const LabelFormat& format, std::byte* span) {
     std::byte* scales = span + format.plane_count * size_t{kSpanSlots} * 4;
-    return {scales, scales + 4 * format.ops.size() * sizeof(uint16_t)};
+    return {scales, scales + label_parameter_count(format) * sizeof(uint16_t)};
 }
 
 LabelRange range_of(const LabelEncodeInput& in, size_t c) {
