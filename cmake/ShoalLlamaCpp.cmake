@@ -6,8 +6,13 @@
 # Sets SHOAL_HAVE_LLAMA_CPP and, where it is OFF, SHOAL_NO_LLAMA_CPP with the reason.
 
 set(llama_dir "${SHOAL_LLAMA_CPP_DIR}")
-set(llama_lib_dirs "${SHOAL_LLAMA_CPP_BUILD_DIR}/bin" "${SHOAL_LLAMA_CPP_BUILD_DIR}/lib"
-    "${SHOAL_LLAMA_CPP_BUILD_DIR}")
+set(llama_build_dir "${SHOAL_LLAMA_CPP_BUILD_DIR}")
+if(NOT llama_build_dir AND llama_dir STREQUAL "${PROJECT_SOURCE_DIR}/build/deps/llama.cpp")
+    set(llama_build_dir "${PROJECT_SOURCE_DIR}/build/llama")
+elseif(NOT llama_build_dir)
+    set(llama_build_dir "${llama_dir}/build")
+endif()
+set(llama_lib_dirs "${llama_build_dir}/bin" "${llama_build_dir}/lib" "${llama_build_dir}")
 set(SHOAL_HAVE_LLAMA_CPP ON)
 
 foreach(header include/llama.h ggml/include/ggml.h ggml/src/ggml-backend-impl.h)
@@ -24,7 +29,7 @@ foreach(name ggml-base ggml-cpu ggml llama)
     if(NOT library)
         set(SHOAL_HAVE_LLAMA_CPP OFF)
         set(SHOAL_NO_LLAMA_CPP
-            "SHOAL_LLAMA_CPP_BUILD_DIR = ${SHOAL_LLAMA_CPP_BUILD_DIR}: no lib${name}.so there")
+            "SHOAL_LLAMA_CPP_BUILD_DIR = ${llama_build_dir}: no lib${name}.so there")
     endif()
     set(llama_${name} "${library}")
 endforeach()
@@ -33,8 +38,7 @@ if(SHOAL_HAVE_LLAMA_CPP)
     foreach(name ggml-base ggml-cpu ggml llama)
         add_library(llama_cpp::${name} SHARED IMPORTED)
         set_target_properties(llama_cpp::${name} PROPERTIES
-            IMPORTED_LOCATION "${llama_${name}}"
-            IMPORTED_NO_SONAME OFF)
+            IMPORTED_LOCATION "${llama_${name}}")
         target_include_directories(llama_cpp::${name} INTERFACE
             "${llama_dir}/include" "${llama_dir}/ggml/include")
     endforeach()

@@ -53,7 +53,7 @@ shoal_test(runtime BUDGET 2 LONG_BUDGET 3 LINK shoal_core)
 set(test_data
     "SHOAL_TEST_MODEL=\"${SHOAL_TEST_DATA_DIR}/SmolLM2-135M-Instruct.Q4_1.gguf\""
     "SHOAL_TEST_TEXT_DIR=\"${SHOAL_TEST_DATA_DIR}/austen\""
-    "SHOAL_TEST_LLAMA_BIN_DIR=\"${SHOAL_LLAMA_CPP_BUILD_DIR}/bin\"")
+    "SHOAL_TEST_LLAMA_BIN_DIR=\"${llama_build_dir}/bin\"")
 if(SHOAL_HAVE_PLUGIN)
     shoal_test(engines BUDGET 3 LONG_BUDGET 4 LINK shoal llama_cpp::host fmt::fmt
         nlohmann_json::nlohmann_json DEPENDS ggml-shoal

@@ -223,6 +223,8 @@ def check_lines(path, text):
             is_version = re.fullmatch(r"v\d+", root)       # a path of a URL
             if root in SYSTEM_ROOTS or is_version or (root == "tmp" and TEMPORARY.search(line)):
                 continue
+            if path.endswith(".gitignore"):                # there / is the repository's root
+                continue
             yield Finding(number, "path", f"/{root}/...: a path of somebody's machine")
 
 

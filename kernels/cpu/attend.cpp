@@ -20,7 +20,8 @@
 #include "kernels/cpu/rows-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
-namespace shoal::kernels::HWY_NAMESPACE {
+namespace shoal::kernels::cpu {
+namespace HWY_NAMESPACE {
 namespace {
 
 constexpr uint32_t kTileRows = kAttendTileRows;
@@ -338,7 +339,7 @@ void attend_tile(const AttendInput& in, const TileFunctions& functions, const Ti
     }
 }
 
-void attend_part(const AttendInput& in, uint32_t begin, uint32_t end, const AttendPartial& out) {
+void attend_part_here(const AttendInput& in, uint32_t begin, uint32_t end, const AttendPartial& out) {
     const PieceFormat& format = in.kv.format;
     const uint32_t q_head_count = format.kv_head_count * in.q_per_kv;
     std::fill_n(out.max, q_head_count, -std::numeric_limits<float>::infinity());
@@ -364,18 +365,17 @@ void attend_part(const AttendInput& in, uint32_t begin, uint32_t end, const Atte
 }
 
 }  // namespace
-}  // namespace shoal::kernels::HWY_NAMESPACE
+}  // namespace HWY_NAMESPACE
+}  // namespace shoal::kernels::cpu
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace shoal::kernels {
+namespace shoal::kernels::cpu {
 
-HWY_EXPORT(attend_part);
-
-namespace cpu {
+HWY_EXPORT(attend_part_here);
 void attend_part(const AttendInput& in, uint32_t begin, uint32_t end, const AttendPartial& out) {
-    HWY_DYNAMIC_DISPATCH(kernels::attend_part)(in, begin, end, out);
+    HWY_DYNAMIC_DISPATCH(attend_part_here)(in, begin, end, out);
 }
-}  // namespace cpu
-}  // namespace shoal::kernels
+
+}  // namespace shoal::kernels::cpu
 #endif

@@ -15,7 +15,8 @@
 #include "kernels/cpu/rows-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
-namespace shoal::kernels::HWY_NAMESPACE {
+namespace shoal::kernels::cpu {
+namespace HWY_NAMESPACE {
 namespace {
 
 constexpr uint32_t kPartsAtOnce = 64;
@@ -47,7 +48,7 @@ HWY_INLINE float add_parts(const MergeInput& in, uint32_t head, uint32_t first, 
     return sum;
 }
 
-void merge(const MergeInput& in, const MergeOutput& out) {
+void merge_here(const MergeInput& in, const MergeOutput& out) {
     constexpr float kNone = -std::numeric_limits<float>::infinity();
     const F32Tag d;
     const size_t state_floats = attend_partial_floats(in.q_head_count, in.v_head_dim);
@@ -73,18 +74,17 @@ void merge(const MergeInput& in, const MergeOutput& out) {
 }
 
 }  // namespace
-}  // namespace shoal::kernels::HWY_NAMESPACE
+}  // namespace HWY_NAMESPACE
+}  // namespace shoal::kernels::cpu
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace shoal::kernels {
+namespace shoal::kernels::cpu {
 
-HWY_EXPORT(merge);
-
-namespace cpu {
+HWY_EXPORT(merge_here);
 void merge(const MergeInput& in, const MergeOutput& out) {
-    HWY_DYNAMIC_DISPATCH(kernels::merge)(in, out);
+    HWY_DYNAMIC_DISPATCH(merge_here)(in, out);
 }
-}  // namespace cpu
-}  // namespace shoal::kernels
+
+}  // namespace shoal::kernels::cpu
 #endif

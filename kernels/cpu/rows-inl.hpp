@@ -12,7 +12,8 @@
 #include <cstddef>
 
 HWY_BEFORE_NAMESPACE();
-namespace shoal::kernels::HWY_NAMESPACE {
+namespace shoal::kernels::cpu {
+namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -72,7 +73,8 @@ HWY_INLINE F32Vec exp_nonpositive(F32Vec x) {
     return hn::IfThenZeroElse(vanishes, exp2_of(whole, hn::Mul(r, log2_e)));
 }
 
-}  // namespace shoal::kernels::HWY_NAMESPACE
+}  // namespace HWY_NAMESPACE
+}  // namespace shoal::kernels::cpu
 HWY_AFTER_NAMESPACE();
 
 #endif  // per-target include guard

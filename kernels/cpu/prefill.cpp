@@ -1,0 +1,119 @@
+// Exact attention of many queries: tiles of 48 rows x 128 slots in f32, online softmax.
+//
+// An item (prefill_plan.hpp) walks the slot tiles in order. Each tile's K (transposed) and V are
+// packed to f32 once and serve every row tile of the item: 16 row tiles at head_dim 64, so that
+// packing is under 2 % of the work. The result of a row depends only on the call, since hidden
+// slots weigh exactly 0 and a tile that a row does not see leaves its state as it was.
+// Work: 4 * head_dim FLOP per visible (row, slot) pair. Bench: bench/prefill.
+#include "kernels/cpu/targets.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/prefill.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/cpu/cpu.hpp"
+#include "kernels/cpu/prefill_call.hpp"
+#include "kernels/cpu/prefill_tile-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace shoal::kernels::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
+void pack_tile(const PrefillItem& item, uint32_t slot_first, const SpanMask& seen) {
+    const KvView& kv = item.call->in->kv;
+    switch (kv.format.k_dtype) {
+        case DType::f16:
+            pack_k<hwy::float16_t>(kv, item.kv_head, slot_first, seen, item.k_packed);
+            break;
+        case DType::bf16:
+            pack_k<hwy::bfloat16_t>(kv, item.kv_head, slot_first, seen, item.k_packed);
+            break;
+        case DType::f32: pack_k<float>(kv, item.kv_head, slot_first, seen, item.k_packed); break;
+    }
+    switch (kv.format.v_dtype) {
+        case DType::f16:
+            pack_v<hwy::float16_t>(kv, item.kv_head, slot_first, seen, item.v_packed);
+            break;
+        case DType::bf16:
+            pack_v<hwy::bfloat16_t>(kv, item.kv_head, slot_first, seen, item.v_packed);
+            break;
+        case DType::f32: pack_v<float>(kv, item.kv_head, slot_first, seen, item.v_packed); break;
+    }
+}
+
+void attend_row_tile(const PrefillItem& item, uint32_t index, const TileVisibility& view) {
+    const PieceFormat& format = item.call->in->kv.format;
+    const RowSpan span = item.call->rows_of(item.row_tile(index));
+    const size_t row = size_t{index} * kRowTile;
+    const uint32_t rows = (span.count + 2) / 3 * 3;
+    HWY_ALIGN float factors[kRowTile] = {};
+    SoftmaxTile tile;
+    tile.scores = item.scores;
+    tile.rows = rows;
+    tile.begin = view.begin / kLanes * kLanes;
+    tile.end = (view.end + kLanes - 1) / kLanes * kLanes;
+    tile.max = item.max + row;
+    tile.sum = item.sum + row * kLanesMax;
+    tile.factors = factors;
+    product({.a = item.q + row * format.k_head_dim, .a_stride = format.k_head_dim,
+             .b = item.k_packed, .b_stride = kPackedStride, .depth = format.k_head_dim,
+             .c = item.scores, .c_stride = kSlotTile, .factors = nullptr},
+            rows, tile.begin, tile.end);
+    if (view.masked || view.begin != tile.begin || view.end != tile.end) {
+        const uint64_t* seen[kRowTile];
+        for (uint32_t r = 0; r < rows; ++r) {
+            seen[r] = view.query_seen[item.call->query_of(span, std::min(r, span.count - 1))];
+        }
+        mask_scores(tile, seen);
+    }
+    softmax_tile(tile);
+    product({.a = item.scores + view.begin, .a_stride = kSlotTile,
+             .b = item.v_packed + size_t{view.begin} * format.v_head_dim,
+             .b_stride = format.v_head_dim, .depth = view.end - view.begin,
+             .c = item.acc + row * format.v_head_dim, .c_stride = format.v_head_dim,
+             .factors = factors},
+            rows, 0, format.v_head_dim);
+}
+
+void prefill_item_here(const PrefillItem& item) {
+    const PrefillInput& in = *item.call->in;
+    TileVisibility views[kGroupTilesMax];
+    load_queries(item);
+    for (uint32_t slot = item.slot_begin; slot < item.slot_end; slot += kSlotTile) {
+        SpanMask seen;
+        uint32_t seen_by = 0;
+        for (uint32_t index = 0; index < item.row_tile_count; ++index) {
+            const RowSpan span = item.call->rows_of(item.row_tile(index));
+            see_tile(in, span.query_first, span.query_count, slot, views[index]);
+            seen.visible[0] |= views[index].seen.visible[0];
+            seen.visible[1] |= views[index].seen.visible[1];
+            seen_by += views[index].none() ? 0 : 1;
+        }
+        if (seen_by == 0) continue;
+        pack_tile(item, slot, seen);
+        for (uint32_t index = 0; index < item.row_tile_count; ++index) {
+            if (!views[index].none()) attend_row_tile(item, index, views[index]);
+        }
+    }
+    store_results(item);
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace shoal::kernels::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace shoal::kernels::cpu {
+
+HWY_EXPORT(prefill_item_here);
+void prefill_item(const PrefillItem& item) { HWY_DYNAMIC_DISPATCH(prefill_item_here)(item); }
+
+}  // namespace shoal::kernels::cpu
+#endif
