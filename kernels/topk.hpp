@@ -16,7 +16,7 @@ struct CandidatePart {
 };
 
 struct TopkInput {
-    const float* scores = nullptr;  // [slot_count]; -inf = never chosen; no NaN
+    const float* scores = nullptr;  // [slot_count]; -inf = never chosen; no NaN, -0 is 0
     uint32_t slot_count = 0;
     uint32_t k = 0;                 // 1 ..
     // Every slot with score >= candidate_threshold, or part_count = 0 when unknown. Used when
