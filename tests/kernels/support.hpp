@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <ostream>
 #include <random>
 #include <string>
 #include <vector>
@@ -51,6 +52,7 @@ public:
     TargetScope& operator=(const TargetScope&) = delete;
 };
 
+inline void PrintTo(const BackendCase& backend, std::ostream* out) { *out << backend.name; }
 inline std::string case_name(const BackendCase& backend) { return backend.name; }
 
 inline PieceFormat make_piece_format(uint32_t kv_head_count, uint32_t k_head_dim,

@@ -8,6 +8,8 @@
 namespace shoal::kernels::test {
 namespace {
 
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
 enum class Scores { normal, all_equal, few_values, mostly_hidden, all_hidden, zeros, ascending,
                     clustered };
 // Which slots come as candidates, as the label scan would hand them over.
@@ -40,7 +42,6 @@ const TopkCase kCases[] = {
 };
 
 std::vector<float> make_scores(const TopkCase& c, uint32_t seed) {
-    constexpr float kHidden = -std::numeric_limits<float>::infinity();
     std::vector<float> scores = random_normal(c.slots, seed, 3.0F);
     for (uint32_t i = 0; i < c.slots; ++i) {
         const bool in_cluster = i > c.slots / 3 && i < c.slots / 3 + 4000;
@@ -48,8 +49,8 @@ std::vector<float> make_scores(const TopkCase& c, uint32_t seed) {
             case Scores::normal: break;
             case Scores::all_equal: scores[i] = -2.5F; break;
             case Scores::few_values: scores[i] = std::nearbyint(scores[i]); break;
-            case Scores::mostly_hidden: scores[i] = i % 16 == 3 ? scores[i] : kHidden; break;
-            case Scores::all_hidden: scores[i] = kHidden; break;
+            case Scores::mostly_hidden: scores[i] = i % 16 == 3 ? scores[i] : -kInfinity; break;
+            case Scores::all_hidden: scores[i] = -kInfinity; break;
             case Scores::zeros: scores[i] = i % 7 == 0 ? 0.0F : i % 7 == 3 ? -0.0F : -1.0F; break;
             case Scores::ascending: scores[i] = static_cast<float>(i) - 30000.0F; break;
             case Scores::clustered: scores[i] += in_cluster ? 50.0F : 0.0F; break;
@@ -59,7 +60,6 @@ std::vector<float> make_scores(const TopkCase& c, uint32_t seed) {
 }
 
 float candidate_threshold(std::vector<float> scores, uint32_t k, Guess guess) {
-    constexpr float kInfinity = std::numeric_limits<float>::infinity();
     if (guess == Guess::none || guess == Guess::too_high) return kInfinity;
     if (guess == Guess::everything) return -std::numeric_limits<float>::max();
     std::sort(scores.begin(), scores.end(), std::greater<>());
@@ -81,7 +81,7 @@ protected:
         std::vector<uint32_t> candidates;
         const float threshold = candidate_threshold(scores, c.k, guess);
         for (uint32_t slot = 0; slot < c.slots; ++slot) {
-            if (std::isfinite(scores[slot]) && scores[slot] >= threshold) candidates.push_back(slot);
+            if (scores[slot] > -kInfinity && scores[slot] >= threshold) candidates.push_back(slot);
         }
         const uint32_t half = static_cast<uint32_t>(candidates.size() / 2);
         const CandidatePart parts[3] = {
