@@ -16,6 +16,13 @@ if(plugin_sources)
     # ggml's own switches for a backend that is loaded at run time.
     target_compile_definitions(ggml-shoal PRIVATE GGML_BACKEND_DL GGML_BACKEND_BUILD
         GGML_BACKEND_SHARED)
+    # What it is built against, compared with what is loaded: ggml promises no stable ABI.
+    file(STRINGS "${SHOAL_LLAMA_CPP_DIR}/ggml/CMakeLists.txt" ggml_version_lines
+        REGEX "^set\\(GGML_VERSION_(MAJOR|MINOR|PATCH) [0-9]+\\)")
+    list(TRANSFORM ggml_version_lines REPLACE "[^0-9]" "")
+    list(JOIN ggml_version_lines "." ggml_version)
+    target_compile_definitions(ggml-shoal PRIVATE
+        "SHOAL_GGML_VERSION=\"${ggml_version}\"" "SHOAL_VERSION=\"${PROJECT_VERSION}\"")
     # Found beside libshoal.so wherever the two are put; ggml is the one the engine has loaded.
     set_target_properties(ggml-shoal PROPERTIES
         LIBRARY_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}"

@@ -4,8 +4,8 @@
  * Each function is reached through ggml, under its own name:
  *
  *     ggml_backend_reg_t reg = ggml_backend_load("libggml-shoal.so");
- *     shoal_llama_configure_t configure =
- *         (shoal_llama_configure_t) ggml_backend_reg_get_proc_address(reg, "shoal_llama_configure");
+ *     shoal_llama_configure_t configure = (shoal_llama_configure_t)
+ *         ggml_backend_reg_get_proc_address(reg, "shoal_llama_configure");
  *     const char* error = configure("[budget]\nrows = 512\n");
  *
  * They are exported under the same names too.

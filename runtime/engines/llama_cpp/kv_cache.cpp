@@ -1,0 +1,250 @@
+// Making a KvCache: tensors, shapes, session. The step is in kv_step.cpp, bytes in kv_bytes.cpp.
+#include "kv_cache.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <utility>
+
+#include "attention_op.hpp"
+#include "log.hpp"
+#include "settings.hpp"
+
+namespace shoal::llama_cpp {
+
+namespace {
+
+std::mutex alive_mutex;
+std::vector<KvCache*> alive;  // in order of creation; guarded by alive_mutex
+
+// More layers than any model has; a bound for what a tensor's name may ask for.
+constexpr uint32_t kLayerMax = 4096;
+
+std::optional<DType> dtype_of(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_F16: return DType::f16;
+        case GGML_TYPE_BF16: return DType::bf16;
+        case GGML_TYPE_F32: return DType::f32;
+        default: return std::nullopt;
+    }
+}
+
+std::string with_thousands(uint64_t value) {
+    std::string digits = std::to_string(value);
+    for (auto i = static_cast<int64_t>(digits.size()) - 3; i > 0; i -= 3) {
+        digits.insert(static_cast<size_t>(i), 1, ',');
+    }
+    return digits;
+}
+
+const char* selector_name(SelectorKind kind) {
+    switch (kind) {
+        case SelectorKind::labels: return "labels";
+        case SelectorKind::dense: return "dense";
+        case SelectorKind::recent: return "recent";
+    }
+    return "?";
+}
+
+std::string policy_text(const Config& config) {
+    if (config.selector.kind == SelectorKind::dense) return "selector dense";
+    const std::vector<uint32_t>& dense = config.budget.dense_layers;
+    return fmt::format("selector {}, rows {}, dense layers {}", selector_name(config.selector.kind),
+                       config.budget.rows,
+                       dense.empty() ? "none" : fmt::format("{}", fmt::join(dense, ",")));
+}
+
+}  // namespace
+
+KvCache::KvCache() {
+    const std::lock_guard lock(alive_mutex);
+    alive.push_back(this);
+}
+
+KvCache::~KvCache() {
+    const std::lock_guard lock(alive_mutex);
+    std::erase(alive, this);
+}
+
+KvCache* KvCache::newest() {
+    const std::lock_guard lock(alive_mutex);
+    for (auto it = alive.rbegin(); it != alive.rend(); ++it) {
+        if ((*it)->has_session()) return *it;
+    }
+    return nullptr;
+}
+
+bool KvCache::is_alive(const KvCache* cache) {
+    const std::lock_guard lock(alive_mutex);
+    return std::find(alive.begin(), alive.end(), cache) != alive.end();
+}
+
+Status KvCache::adopt(ggml_tensor& tensor) {
+    const std::optional<KvTensorName> name = parse_kv_name(tensor.name);
+    if (!name.has_value() || name->layer >= kLayerMax) {
+        return unsupported(fmt::format(
+            "{}: not the KV cache of a transformer layer (recurrent, hybrid and indexer models are "
+            "not supported)", tensor.name));
+    }
+    if (!dtype_of(tensor.type).has_value()) {
+        return unsupported(fmt::format(
+            "{}: cache type {} is not supported: use f16, bf16 or f32 (-ctk, -ctv)", tensor.name,
+            ggml_type_name(tensor.type)));
+    }
+    if (tensor.ne[2] != 1 || tensor.ne[3] != 1) {
+        return unsupported(fmt::format(
+            "{}: {} streams: more than one sequence needs a unified cache (-kvu, kv_unified = "
+            "true)", tensor.name, tensor.ne[2] * tensor.ne[3]));
+    }
+    if (layers_.size() <= name->layer) layers_.resize(name->layer + 1);
+    Layer& layer = layers_[name->layer];
+    std::unique_ptr<KvTensor>& held = name->part == Session::Part::k ? layer.k : layer.v;
+    held = std::make_unique<KvTensor>(KvTensor{this, name->layer, name->part, &tensor});
+    tensor.extra = held.get();
+    return Status::ok();
+}
+
+void KvCache::refuse(std::string reason) {
+    if (refusal_.empty()) refusal_ = std::move(reason);
+}
+
+void KvCache::observe_attention(const ggml_tensor& op) {
+    if (has_session()) return;
+    const Status status = check_attention(op);
+    if (!status) return refuse(status.message());
+
+    const AttentionOp attention(op);
+    LayerShape shape;
+    shape.kv_head_count = static_cast<uint32_t>(attention.k->ne[2]);
+    shape.k_head_dim = static_cast<uint32_t>(attention.k->ne[0]);
+    shape.v_head_dim = static_cast<uint32_t>(attention.v->ne[0]);
+    const auto q_head_count = static_cast<uint32_t>(attention.q->ne[2]);
+    const float scale = attention.scale();
+    if (q_head_count_ == 0) {
+        q_head_count_ = q_head_count;
+        attention_scale_ = scale;
+    }
+    if (q_head_count != q_head_count_ || scale != attention_scale_) {
+        return refuse(fmt::format(
+            "layer {}: {} query heads with scale {}, layers before it {} with {}: models whose "
+            "layers differ in these are not supported", attention.tensor().layer, q_head_count,
+            scale, q_head_count_, attention_scale_));
+    }
+    layers_[attention.tensor().layer].shape = shape;
+    queries_max_ = std::max(queries_max_, static_cast<uint32_t>(attention.q->ne[1]));
+}
+
+std::string KvCache::missing_reason() const {
+    if (!refusal_.empty()) return refusal_;
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        const Layer& layer = layers_[i];
+        if (layer.k == nullptr && layer.v == nullptr) {
+            return fmt::format(
+                "layer {} keeps its KV cache elsewhere, and Shoal holds all layers or none: "
+                "offload every layer (-ngl 99) to one device (-dev SHOAL0). Models with "
+                "sliding-window or shared caches are not supported yet", i);
+        }
+        if (layer.k == nullptr || layer.v == nullptr) {
+            return fmt::format("layer {} has no {} cache (MLA): not supported", i,
+                               layer.k == nullptr ? "K" : "V");
+        }
+        if (!layer.shape.has_value()) {
+            return fmt::format(
+                "layer {} has no flash attention over its cache: Shoal needs it (-fa on)", i);
+        }
+    }
+    return "";
+}
+
+Result<ModelShape> KvCache::model_shape() const {
+    const std::string reason = missing_reason();
+    if (!reason.empty()) return unsupported(reason);
+    ModelShape shape;
+    shape.q_head_count = q_head_count_;
+    shape.attention_scale = attention_scale_;
+    shape.rows = {*dtype_of(layers_[0].k->root->type), *dtype_of(layers_[0].v->root->type)};
+    for (const Layer& layer : layers_) {
+        const LayerShape& s = *layer.shape;
+        if (layer.k->root->ne[0] != static_cast<int64_t>(s.kv_head_count) * s.k_head_dim ||
+            layer.v->root->ne[0] != static_cast<int64_t>(s.kv_head_count) * s.v_head_dim) {
+            return unsupported(fmt::format(
+                "layer {}: rows of {} and {} elements are not {} heads x {} and {}",
+                layer.k->layer, layer.k->root->ne[0], layer.v->root->ne[0], s.kv_head_count,
+                s.k_head_dim, s.v_head_dim));
+        }
+        shape.layers.push_back(s);
+    }
+    return shape;
+}
+
+Status KvCache::create_session() {
+    if (has_session()) return Status::ok();
+    Result<ModelShape> shape = model_shape();
+    if (!shape) return shape.status();
+    Result<Config> config = next_config();
+    if (!config) return config.status();
+
+    SessionOptions options;
+    options.store_count_max = 1;
+    options.slots_per_store = layers_[0].k->slot_count();
+    options.queries_per_step_max = queries_max_;
+    options.model_fingerprint = next_model();
+    options.log = [](LogLevel level, const std::string& text) { log_line(level, text); };
+    omp_ = OmpExecutor::find(usable_core_count());
+    if (omp_ != nullptr) options.executor = omp_->executor();
+
+    Result<std::unique_ptr<Session>> session = Session::create(*config, *shape, options);
+    if (!session) return session.status();
+    Result<StoreId> store = (*session)->open();
+    if (!store) return store.status();
+    session_ = std::move(*session);
+    store_ = *store;
+    log_line(LogLevel::info, describe());
+    return Status::ok();
+}
+
+std::string KvCache::describe() const {
+    uint64_t bytes = 0;
+    bool uniform = true;
+    for (const Layer& layer : layers_) {
+        bytes += ggml_nbytes(layer.k->root) + ggml_nbytes(layer.v->root);
+        uniform = uniform && shape_of(layer.k->layer) == shape_of(0);
+    }
+    const LayerShape first = shape_of(0);
+    const char* k_type = ggml_type_name(layers_[0].k->root->type);
+    const char* v_type = ggml_type_name(layers_[0].v->root->type);
+    const std::string type =
+        std::strcmp(k_type, v_type) == 0 ? k_type : fmt::format("{} and {}", k_type, v_type);
+    const std::string heads =
+        uniform ? fmt::format("{} KV heads x {}, ", first.kv_head_count, first.k_head_dim) : "";
+    std::string executor = "own threads (oneTBB): the engine has no OpenMP";
+    if (omp_ != nullptr) {
+        const uint32_t threads = omp_->engine_thread_count();
+        executor = "the engine's OpenMP";
+        if (threads != 0) executor += fmt::format(", {} threads", threads);
+    }
+    return fmt::format(
+        "holding the KV cache of {} layers ({}{}), up to {} tokens, {:.0f} MiB; {}; executor: {}",
+        layers_.size(), heads, type, with_thousands(layers_[0].k->slot_count()),
+        static_cast<double>(bytes) / (1 << 20), policy_text(session_->config()), executor);
+}
+
+void KvCache::set_thread_count(uint32_t count) {
+    engine_threads_ = count;
+    if (omp_ != nullptr) omp_->set_thread_count(count);
+}
+
+Status KvCache::clear() {
+    failure_.clear();
+    if (!has_session()) return Status::ok();
+    abandon_step();
+    return session_->clear(store_);
+}
+
+void KvCache::fail_until_cleared(const std::string& reason) {
+    if (failure_.empty()) failure_ = reason;
+}
+
+}  // namespace shoal::llama_cpp

@@ -1,0 +1,133 @@
+// The KV cache of one llama_context: the tensors that llama.cpp believes to hold it, and the
+// Session that does.
+//
+// Life: llama.cpp allocates the tensors (adopt), shows one attention op per layer while it
+// reserves its graphs (observe_attention), asks for compute memory (create_session: the last
+// moment at which making a context can still fail cleanly), then decodes.
+//
+// Used by one thread at a time, as its llama_context is.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "delegate.hpp"
+#include "ggml.h"
+#include "kv_tensor.hpp"
+#include "mask.hpp"
+#include "omp_executor.hpp"
+#include "shoal/session.hpp"
+#include "shoal/status.hpp"
+
+namespace shoal::llama_cpp {
+
+class KvCache {
+public:
+    KvCache();
+    ~KvCache();
+    KvCache(const KvCache&) = delete;
+    KvCache& operator=(const KvCache&) = delete;
+
+    // Takes a tensor of the cache: sets its `extra`. Refuses what cannot be held.
+    Status adopt(ggml_tensor& tensor);
+
+    // Learns a layer's head counts and sizes from its attention op. What cannot be served is
+    // remembered and refused in create_session().
+    void observe_attention(const ggml_tensor& op);
+    // Remembers why no session can be made.
+    void refuse(std::string reason);
+    // Without effect once there is a session.
+    Status create_session();
+    bool has_session() const { return session_ != nullptr; }
+    // Null without a session.
+    Session* session() { return session_.get(); }
+
+    // The engine's thread count of the graph that runs now.
+    void set_thread_count(uint32_t count);
+
+    // Ops of a running graph, in its order. `op` is SET_ROWS into, or FLASH_ATTN_EXT over, tensors
+    // of this cache. finish_split() comes when the engine takes control back: sources of
+    // earlier ops are not read after it.
+    Status store_rows(const ggml_tensor& op);
+    Status attend(const ggml_tensor& op);
+    Status finish_split();
+
+    // Bytes [offset, offset + size) of a tensor, read and written as the engine saves and restores
+    // states. Ranges need not be whole rows.
+    Status write_bytes(const KvTensor& tensor, size_t offset, const std::byte* data, size_t size);
+    Status read_bytes(const KvTensor& tensor, size_t offset, std::byte* data, size_t size);
+    // Forgets everything, a failure included.
+    Status clear();
+
+    // Makes every later graph fail with `reason` until clear(): the rows are no longer what the
+    // engine thinks they are, and it does not always look at what a device answers.
+    void fail_until_cleared(const std::string& reason);
+
+    // One line for a person: what is held, under which policy, by whose threads.
+    std::string describe() const;
+
+    // The cache made last among those alive that have a session, or null.
+    static KvCache* newest();
+    // Whether `cache` is alive.
+    static bool is_alive(const KvCache* cache);
+
+private:
+    struct Layer {
+        std::unique_ptr<KvTensor> k;
+        std::unique_ptr<KvTensor> v;
+        std::optional<LayerShape> shape;  // once its attention was seen
+    };
+
+    std::string missing_reason() const;
+    Result<ModelShape> model_shape() const;
+    Status begin_step(uint32_t layer, Session::Part part, const ggml_tensor& slots);
+    // Ends a step whose graph was not completed (an error, an abort).
+    void abandon_step();
+    Status append_pending();
+    Status read_mask(const ggml_tensor& mask, uint32_t query_count, uint32_t slot_count);
+    Status attend_here(const ggml_tensor& op);
+    template <typename Part, typename Run>
+    Status for_each_run(const KvTensor& tensor, size_t offset, size_t size, Part do_part,
+                        Run do_run);
+    // Rows run_slots_ of a tensor.
+    Status put_run(const KvTensor& tensor, const std::byte* data);
+    Status read_run(const KvTensor& tensor, std::byte* data);
+    LayerShape shape_of(uint32_t layer) const { return *layers_[layer].shape; }
+
+    std::vector<Layer> layers_;
+    std::string refusal_;
+    std::string failure_;
+    uint32_t q_head_count_ = 0;
+    float attention_scale_ = 0.0F;
+    uint32_t queries_max_ = 1;
+
+    std::unique_ptr<OmpExecutor> omp_;  // outlives the session that uses it
+    std::unique_ptr<Session> session_;
+    StoreId store_;
+    uint32_t engine_threads_ = 1;
+    Delegate delegate_;
+
+    // The step under way.
+    bool in_step_ = false;
+    uint64_t step_number_ = 0;
+    uint32_t step_layer_ = 0;           // layer of the last SET_ROWS
+    bool step_has_part_[2] = {};        // parts of step_layer_ that were written
+    std::vector<int64_t> step_slots_;
+    const ggml_tensor* pending_k_ = nullptr;  // rows of step_layer_, not yet appended
+    const ggml_tensor* pending_v_ = nullptr;
+
+    // Visibility of this step: the mask is the same tensor in all layers, so it is read once.
+    const void* mask_data_ = nullptr;
+    uint64_t mask_step_ = 0;
+    uint64_t mask_version_ = 0;
+    MaskRanges mask_ranges_;
+    uint32_t mask_query_offsets_[2] = {0, 0};
+
+    std::vector<std::byte> row_;         // one row, for partial writes and reads
+    std::vector<int64_t> run_slots_;     // slots of the run that is put or read
+};
+
+}  // namespace shoal::llama_cpp

@@ -1,0 +1,191 @@
+// The step of a KvCache: ops of the engine's graph become calls of the session.
+#include <fmt/format.h>
+
+#include <cstring>
+
+#include "attention_op.hpp"
+#include "kv_cache.hpp"
+#include "log.hpp"
+#include "settings.hpp"
+
+namespace shoal::llama_cpp {
+
+namespace {
+
+const KvTensor& tensor_of(const ggml_tensor& op) {
+    return *static_cast<const KvTensor*>(root_of(&op)->extra);
+}
+
+Status check_store(const ggml_tensor& op, const LayerShape& shape) {
+    const KvTensor& tensor = tensor_of(op);
+    const ggml_tensor& rows = *op.src[0];
+    const ggml_tensor& slots = *op.src[1];
+    const uint32_t head_dim =
+        tensor.part == Session::Part::k ? shape.k_head_dim : shape.v_head_dim;
+    if (rows.type != GGML_TYPE_F32 || rows.nb[0] != sizeof(float) ||
+        rows.ne[0] != static_cast<int64_t>(shape.kv_head_count) * head_dim || rows.ne[2] != 1 ||
+        rows.ne[3] != 1) {
+        return unsupported(fmt::format("{}: rows written as {} of {} elements: flash attention "
+                                       "must be on (-fa on)", tensor.root->name,
+                                       ggml_type_name(rows.type), rows.ne[0]));
+    }
+    if (slots.type != GGML_TYPE_I64 || slots.nb[0] != sizeof(int64_t) ||
+        slots.ne[0] != rows.ne[1]) {
+        return unsupported(fmt::format("{}: {} slot numbers of type {} for {} rows",
+                                       tensor.root->name, slots.ne[0],
+                                       ggml_type_name(slots.type), rows.ne[1]));
+    }
+    return Status::ok();
+}
+
+ConstTensor rows_tensor(const ggml_tensor& rows, uint32_t heads, uint32_t head_dim) {
+    ConstTensor tensor;
+    tensor.data = static_cast<const std::byte*>(rows.data);
+    tensor.dtype = DType::f32;
+    tensor.n = static_cast<uint32_t>(rows.ne[1]);
+    tensor.heads = heads;
+    tensor.head_dim = head_dim;
+    tensor.n_stride_bytes = rows.nb[1];
+    tensor.head_stride_bytes = head_dim * sizeof(float);
+    return tensor;
+}
+
+}  // namespace
+
+void KvCache::abandon_step() {
+    pending_k_ = nullptr;
+    pending_v_ = nullptr;
+    if (!in_step_) return;
+    in_step_ = false;
+    // What it says of the half-done step was said already; the next one starts afresh.
+    const Status status = session_->end_step();
+    if (!status) log_line(LogLevel::debug, status.message());
+}
+
+Status KvCache::begin_step(uint32_t layer, Session::Part part, const ggml_tensor& slots) {
+    const auto count = static_cast<size_t>(slots.ne[0]);
+    const auto* numbers = static_cast<const int64_t*>(slots.data);
+    const auto index = static_cast<size_t>(part);
+    const bool continues = in_step_ && (layer > step_layer_ ||
+                                        (layer == step_layer_ && !step_has_part_[index]));
+    if (!continues) {
+        abandon_step();
+        step_slots_.assign(numbers, numbers + count);
+        const uint32_t offsets[2] = {0, static_cast<uint32_t>(count)};
+        StepInput input;
+        input.stores = {&store_, 1};
+        input.token_offsets = offsets;
+        input.slots = step_slots_;
+        SHOAL_TRY(session_->begin_step(input));
+        in_step_ = true;
+        ++step_number_;
+        step_layer_ = layer;
+        step_has_part_[0] = step_has_part_[1] = false;
+    } else if (count != step_slots_.size() ||
+               std::memcmp(numbers, step_slots_.data(), count * sizeof(int64_t)) != 0) {
+        return unsupported(fmt::format("layer {} writes other slots than the layers before it: "
+                                       "not supported", layer));
+    }
+    if (layer != step_layer_) {
+        SHOAL_TRY(append_pending());
+        step_layer_ = layer;
+        step_has_part_[0] = step_has_part_[1] = false;
+    }
+    step_has_part_[index] = true;
+    return Status::ok();
+}
+
+Status KvCache::store_rows(const ggml_tensor& op) {
+    if (!failure_.empty()) return unsupported(failure_);
+    SHOAL_TRY(create_session());
+    const KvTensor& tensor = tensor_of(op);
+    SHOAL_TRY(check_store(op, shape_of(tensor.layer)));
+    SHOAL_TRY(begin_step(tensor.layer, tensor.part, *op.src[1]));
+    (tensor.part == Session::Part::k ? pending_k_ : pending_v_) = op.src[0];
+    return Status::ok();
+}
+
+// K and V come as two ops, one after the other in the same split: one call takes both, so each
+// token's row is written in one piece.
+Status KvCache::append_pending() {
+    if (pending_k_ == nullptr && pending_v_ == nullptr) return Status::ok();
+    const LayerShape shape = shape_of(step_layer_);
+    ConstTensor k;
+    ConstTensor v;
+    if (pending_k_ != nullptr) k = rows_tensor(*pending_k_, shape.kv_head_count, shape.k_head_dim);
+    if (pending_v_ != nullptr) v = rows_tensor(*pending_v_, shape.kv_head_count, shape.v_head_dim);
+    pending_k_ = nullptr;
+    pending_v_ = nullptr;
+    return session_->append(LayerId{step_layer_}, k, v);
+}
+
+Status KvCache::finish_split() {
+    return append_pending();
+}
+
+Status KvCache::read_mask(const ggml_tensor& mask, uint32_t query_count, uint32_t slot_count) {
+    if (mask_step_ == step_number_ && mask_data_ == mask.data) return Status::ok();
+    if (!mask_to_ranges(static_cast<const uint16_t*>(mask.data), mask.nb[1] / sizeof(uint16_t),
+                        query_count, slot_count, mask_ranges_)) {
+        return unsupported("the attention mask holds values other than 0 and -inf (a bias): not "
+                           "supported");
+    }
+    mask_query_offsets_[1] = query_count;
+    mask_step_ = step_number_;
+    mask_data_ = mask.data;
+    ++mask_version_;
+    return Status::ok();
+}
+
+Status KvCache::attend(const ggml_tensor& op) {
+    if (!failure_.empty()) return unsupported(failure_);
+    SHOAL_TRY(check_attention(op));
+    SHOAL_TRY(append_pending());
+    const AttentionOp attention(op);
+    const uint32_t layer = attention.tensor().layer;
+    if (!in_step_ || layer != step_layer_) {
+        return unsupported(fmt::format("layer {} attends without having written rows in this step: "
+                                       "layers that share a cache are not supported", layer));
+    }
+    if (delegate_on()) {
+        const auto read = [this](const KvTensor& tensor, size_t offset, std::byte* data,
+                                 size_t size) { return read_bytes(tensor, offset, data, size); };
+        SHOAL_TRY(delegate_.attend(op, engine_threads_, read));
+    } else {
+        SHOAL_TRY(attend_here(op));
+    }
+    if (layer + 1 < layers_.size()) return Status::ok();
+    in_step_ = false;
+    return session_->end_step();
+}
+
+Status KvCache::attend_here(const ggml_tensor& op) {
+    const AttentionOp attention(op);
+    const LayerShape shape = shape_of(attention.tensor().layer);
+    ConstTensor q;
+    q.data = static_cast<const std::byte*>(attention.q->data);
+    q.dtype = DType::f32;
+    q.n = static_cast<uint32_t>(attention.q->ne[1]);
+    q.heads = q_head_count_;
+    q.head_dim = shape.k_head_dim;
+    q.n_stride_bytes = attention.q->nb[1];
+    q.head_stride_bytes = attention.q->nb[2];
+
+    Tensor out;
+    out.data = static_cast<float*>(op.data);
+    out.n = q.n;
+    out.heads = q_head_count_;
+    out.head_dim = shape.v_head_dim;
+    out.n_stride_bytes = op.nb[2];
+    out.head_stride_bytes = op.nb[1];
+
+    SHOAL_TRY(read_mask(*attention.mask, q.n, static_cast<uint32_t>(attention.k->ne[1])));
+    Visibility visibility;
+    visibility.query_offsets = mask_query_offsets_;
+    visibility.range_offsets = mask_ranges_.offsets;
+    visibility.ranges = mask_ranges_.ranges;
+    visibility.version = mask_version_;
+    return session_->attend(LayerId{attention.tensor().layer}, q, visibility, out);
+}
+
+}  // namespace shoal::llama_cpp

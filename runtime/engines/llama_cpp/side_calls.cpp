@@ -1,0 +1,147 @@
+#include "side_calls.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "kv_cache.hpp"
+#include "log.hpp"
+#include "settings.hpp"
+#include "shoal_llama.h"
+
+namespace shoal::llama_cpp {
+
+namespace {
+
+// Null when `status` is ok, else its message, kept for the calling thread.
+const char* error_text(const Status& status) {
+    thread_local std::string text;
+    if (status) return nullptr;
+    text = status.message();
+    return text.c_str();
+}
+
+size_t copy_text(const std::string& text, char* buffer, size_t size) {
+    if (buffer != nullptr && size > 0) {
+        const size_t count = std::min(text.size(), size - 1);
+        std::memcpy(buffer, text.data(), count);
+        buffer[count] = '\0';
+    }
+    return text.size();
+}
+
+Status no_live_session() {
+    return Status::error(StatusCode::not_found,
+                         "no llama_context with its KV cache in Shoal exists");
+}
+
+Status reconfigure(const char* text) {
+    KvCache* cache = KvCache::newest();
+    if (cache == nullptr) return no_live_session();
+    Config config = cache->session()->config();
+    SHOAL_TRY(config_merge_text(text == nullptr ? "" : text, "configuration", config));
+    return cache->session()->reconfigure(config);
+}
+
+Status write_profile(const char* path, const char* source) {
+    KvCache* cache = KvCache::newest();
+    if (cache == nullptr) return no_live_session();
+    if (path == nullptr || *path == '\0') {
+        return Status::error(StatusCode::invalid_argument, "profile path: must not be empty");
+    }
+    return cache->session()->write_profile(path, source == nullptr ? "" : source);
+}
+
+}  // namespace
+
+}  // namespace shoal::llama_cpp
+
+namespace adapter = shoal::llama_cpp;
+
+int shoal_llama_api_version(void) { return SHOAL_LLAMA_API_VERSION; }
+
+const char* shoal_llama_configure(const char* text) {
+    return adapter::error_text(adapter::set_next_config(text));
+}
+
+const char* shoal_llama_set_model(const char* fingerprint) {
+    adapter::set_next_model(fingerprint);
+    return nullptr;
+}
+
+const char* shoal_llama_reconfigure(const char* text) {
+    return adapter::error_text(adapter::reconfigure(text));
+}
+
+size_t shoal_llama_config_toml(char* buffer, size_t size) {
+    adapter::KvCache* cache = adapter::KvCache::newest();
+    if (cache != nullptr) {
+        return adapter::copy_text(config_to_toml(cache->session()->config()), buffer, size);
+    }
+    const shoal::Result<shoal::Config> config = adapter::next_config();
+    return adapter::copy_text(config ? config_to_toml(*config) : "", buffer, size);
+}
+
+size_t shoal_llama_stats_json(char* buffer, size_t size) {
+    adapter::KvCache* cache = adapter::KvCache::newest();
+    return adapter::copy_text(
+        cache == nullptr ? "" : shoal::stats_to_json(cache->session()->stats()), buffer, size);
+}
+
+size_t shoal_llama_describe(char* buffer, size_t size) {
+    adapter::KvCache* cache = adapter::KvCache::newest();
+    return adapter::copy_text(cache == nullptr ? "" : cache->describe(), buffer, size);
+}
+
+void shoal_llama_reset_stats(void) {
+    adapter::KvCache* cache = adapter::KvCache::newest();
+    if (cache != nullptr) cache->session()->reset_stats();
+}
+
+const char* shoal_llama_write_profile(const char* path, const char* source) {
+    return adapter::error_text(adapter::write_profile(path, source));
+}
+
+int64_t shoal_llama_attended(uint32_t layer, uint32_t query, uint32_t kv_head, uint32_t* slots,
+                             size_t capacity) {
+    adapter::KvCache* cache = adapter::KvCache::newest();
+    if (cache == nullptr) return -1;
+    const std::vector<uint32_t> attended =
+        cache->session()->attended_slots(shoal::LayerId{layer}, query, kv_head);
+    const size_t count = slots == nullptr ? 0 : std::min(capacity, attended.size());
+    std::copy_n(attended.begin(), count, slots);
+    return static_cast<int64_t>(attended.size());
+}
+
+void shoal_llama_set_delegate(int on) { adapter::set_delegate(on != 0); }
+
+const char* shoal_llama_last_error(void) {
+    thread_local std::string text;
+    text = adapter::last_failure();
+    return text.c_str();
+}
+
+namespace shoal::llama_cpp {
+
+void* side_call(const char* name) {
+    struct Entry {
+        const char* name;
+        void* function;
+    };
+#define SHOAL_LLAMA_ENTRY(function) {#function, reinterpret_cast<void*>(&(function))}
+    static const Entry entries[] = {
+        SHOAL_LLAMA_ENTRY(shoal_llama_api_version),  SHOAL_LLAMA_ENTRY(shoal_llama_configure),
+        SHOAL_LLAMA_ENTRY(shoal_llama_set_model),    SHOAL_LLAMA_ENTRY(shoal_llama_reconfigure),
+        SHOAL_LLAMA_ENTRY(shoal_llama_config_toml),  SHOAL_LLAMA_ENTRY(shoal_llama_stats_json),
+        SHOAL_LLAMA_ENTRY(shoal_llama_describe),     SHOAL_LLAMA_ENTRY(shoal_llama_reset_stats),
+        SHOAL_LLAMA_ENTRY(shoal_llama_write_profile), SHOAL_LLAMA_ENTRY(shoal_llama_attended),
+        SHOAL_LLAMA_ENTRY(shoal_llama_set_delegate), SHOAL_LLAMA_ENTRY(shoal_llama_last_error),
+    };
+#undef SHOAL_LLAMA_ENTRY
+    for (const Entry& entry : entries) {
+        if (std::strcmp(entry.name, name) == 0) return entry.function;
+    }
+    return nullptr;
+}
+
+}  // namespace shoal::llama_cpp
