@@ -1,0 +1,172 @@
+// A small model with random rows, driven through the public interface.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "kernels/convert.hpp"
+#include "shoal/shoal.hpp"
+
+namespace shoal::testing {
+
+inline ModelShape small_model(uint32_t layers = 3, uint32_t kv_heads = 3, uint32_t q_per_kv = 3,
+                              uint32_t head_dim = 64, DType dtype = DType::f16) {
+    ModelShape shape;
+    for (uint32_t i = 0; i < layers; ++i) {
+        shape.layers.push_back({LayerKind::full, kv_heads, head_dim, head_dim, 0});
+    }
+    shape.q_head_count = kv_heads * q_per_kv;
+    shape.rows = {dtype, dtype};
+    return shape;
+}
+
+inline Config test_config(uint32_t rows = 32) {
+    Config config;
+    config.budget.rows = rows;
+    config.budget.dense_below = 1;
+    config.budget.dense_layers = {};
+    config.safety = {4, 16};
+    config.profile.tokens = 256;
+    config.host.threads = 2;
+    return config;
+}
+
+// Keys and queries with a few loud channels, so that labels have something to find.
+class RandomRows {
+public:
+    explicit RandomRows(uint64_t seed) : random_(seed) {}
+    std::vector<float> make(uint32_t n, uint32_t heads, uint32_t dim) {
+        std::normal_distribution<float> normal;
+        std::vector<float> rows(size_t{n} * heads * dim);
+        for (size_t i = 0; i < rows.size(); ++i) {
+            rows[i] = normal(random_) * (i % dim % 7 == 0 ? 3.0F : 0.5F);
+        }
+        return rows;
+    }
+
+private:
+    std::mt19937_64 random_;
+};
+
+inline ConstTensor tensor_of(const std::vector<float>& data, uint32_t n, uint32_t heads,
+                             uint32_t dim) {
+    return {reinterpret_cast<const std::byte*>(data.data()), DType::f32, n, heads, dim,
+            size_t{heads} * dim * 4, size_t{dim} * 4};
+}
+
+// One sequence in one store, with its rows kept beside it for checking.
+class Driver {
+public:
+    Driver(const Config& config, const ModelShape& shape, uint32_t slots, uint64_t seed = 1)
+        : shape_(shape), rows_(seed) {
+        SessionOptions options;
+        options.slots_per_store = slots;
+        options.queries_per_step_max = 1024;
+        Result<std::unique_ptr<Session>> made = Session::create(config, shape, options);
+        if (!made) throw std::runtime_error(made.status().message());
+        session_ = std::move(*made);
+        store_ = *session_->open();
+        k_.resize(shape.layers.size());
+        v_.resize(shape.layers.size());
+    }
+
+    Session& session() { return *session_; }
+    StoreId store() const { return store_; }
+    uint32_t token_count() const { return token_count_; }
+
+    // A causal step of n tokens; returns out[layer] as [n, q_heads, dim].
+    std::vector<std::vector<float>> step(uint32_t n) {
+        const uint32_t first = token_count_;
+        const uint32_t offsets[2] = {0, n};
+        const StoreId stores[1] = {store_};
+        StepInput input;
+        input.stores = stores;
+        input.token_offsets = offsets;
+        EXPECT_TRUE(session_->begin_step(input));
+        std::vector<SlotRange> ranges;
+        std::vector<uint32_t> range_offsets{0};
+        for (uint32_t i = 0; i < n; ++i) {
+            ranges.push_back({0, first + i + 1});
+            range_offsets.push_back(i + 1);
+        }
+        token_count_ += n;
+        Visibility visibility{offsets, range_offsets, ranges, ++version_};
+        std::vector<std::vector<float>> outs;
+        for (uint32_t l = 0; l < shape_.layers.size(); ++l) {
+            outs.push_back(layer_step(l, n, visibility));
+        }
+        EXPECT_TRUE(session_->end_step());
+        return outs;
+    }
+
+    // Exact attention of the query given last in this layer over the listed slots, in double.
+    std::vector<float> expected(uint32_t layer, uint32_t query, const std::vector<uint32_t>& slots,
+                                uint32_t head) const {
+        const LayerShape& s = shape_.layers[layer];
+        const uint32_t dim = s.k_head_dim;
+        const uint32_t kv_head = head / (shape_.q_head_count / s.kv_head_count);
+        const float* q = last_q_.at(layer).data() + (size_t{query} * shape_.q_head_count + head) * dim;
+        std::vector<double> score;
+        double best = -1e300;
+        for (const uint32_t slot : slots) {
+            const float* k = k_[layer].data() + (size_t{slot} * s.kv_head_count + kv_head) * dim;
+            double dot = 0;
+            for (uint32_t c = 0; c < dim; ++c) dot += double{q[c]} * rounded(k[c]);
+            score.push_back(dot / std::sqrt(double(dim)));
+            best = std::max(best, score.back());
+        }
+        double sum = 0;
+        std::vector<double> out(dim, 0.0);
+        for (size_t i = 0; i < slots.size(); ++i) {
+            const double weight = std::exp(score[i] - best);
+            sum += weight;
+            const float* v = v_[layer].data() + (size_t{slots[i]} * s.kv_head_count + kv_head) * dim;
+            for (uint32_t c = 0; c < dim; ++c) out[c] += weight * rounded(v[c]);
+        }
+        std::vector<float> result;
+        for (const double x : out) result.push_back(static_cast<float>(x / sum));
+        return result;
+    }
+
+private:
+    double rounded(float x) const {
+        if (shape_.rows.k == DType::f16) return kernels::f16_to_f32(kernels::f32_to_f16(x));
+        if (shape_.rows.k == DType::bf16) return kernels::bf16_to_f32(kernels::f32_to_bf16(x));
+        return x;
+    }
+
+    std::vector<float> layer_step(uint32_t l, uint32_t n, const Visibility& visibility) {
+        const LayerShape& s = shape_.layers[l];
+        const std::vector<float> k = rows_.make(n, s.kv_head_count, s.k_head_dim);
+        const std::vector<float> v = rows_.make(n, s.kv_head_count, s.v_head_dim);
+        last_q_.resize(shape_.layers.size());
+        last_q_[l] = rows_.make(n, shape_.q_head_count, s.k_head_dim);
+        k_[l].insert(k_[l].end(), k.begin(), k.end());
+        v_[l].insert(v_[l].end(), v.begin(), v.end());
+        const Status appended = session_->append(
+            {l}, tensor_of(k, n, s.kv_head_count, s.k_head_dim),
+            tensor_of(v, n, s.kv_head_count, s.v_head_dim));
+        EXPECT_TRUE(appended) << appended.message();
+        std::vector<float> out(size_t{n} * shape_.q_head_count * s.v_head_dim, NAN);
+        const Tensor to{out.data(), n, shape_.q_head_count, s.v_head_dim,
+                        size_t{shape_.q_head_count} * s.v_head_dim * 4, size_t{s.v_head_dim} * 4};
+        const Status attended = session_->attend(
+            {l}, tensor_of(last_q_[l], n, shape_.q_head_count, s.k_head_dim), visibility, to);
+        EXPECT_TRUE(attended) << attended.message();
+        return out;
+    }
+
+    ModelShape shape_;
+    RandomRows rows_;
+    std::unique_ptr<Session> session_;
+    StoreId store_;
+    uint32_t token_count_ = 0;
+    uint64_t version_ = 0;
+    std::vector<std::vector<float>> k_, v_, last_q_;
+};
+
+}  // namespace shoal::testing
