@@ -20,8 +20,8 @@ struct ChannelMoments {
 };
 
 // Accumulators of a whole model: full layers only, other layers are ignored. Sums are kept in
-// double around the first key seen, so that results do not depend on how tokens were grouped
-// into calls (beyond 1e-12 relative) and a large mean does not eat a small variance.
+// double around the first key seen, so that a large mean does not eat a small variance. How
+// tokens are grouped into calls changes a moment by 1e-6 of itself at most.
 //
 // Memory: 28 B per key channel of the model, all of it taken by the constructor.
 // Thread safety: none; different layers may be observed by different threads at the same time.

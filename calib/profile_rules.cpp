@@ -43,8 +43,9 @@ public:
             return error(field + ".k_head_dim", fmt::to_string(layer.k_head_dim),
                          "must be 0 for a layer without heads");
         }
-        if (layer.k_head_dim < 32 || layer.k_head_dim > kHeadDimMax || layer.k_head_dim % 16 != 0) {
-            return error(field + ".k_head_dim", fmt::to_string(layer.k_head_dim),
+        const uint32_t dim = layer.k_head_dim;
+        if (dim < 32 || dim > kHeadDimMax || dim % 16 != 0) {
+            return error(field + ".k_head_dim", fmt::to_string(dim),
                          "must be 32 to 256 in steps of 16");
         }
         const size_t heads = layer.heads.size();
@@ -56,11 +57,11 @@ public:
         for (size_t h = 0; h < heads; ++h) {
             const std::string head = fmt::format("{}.heads[{}]", field, h);
             const ChannelMoments& moments = layer.heads[h];
-            SHOAL_TRY(check_numbers(head + ".key_mean", moments.key_mean, layer.k_head_dim, true));
-            SHOAL_TRY(check_numbers(head + ".key_variance", moments.key_variance,
-                                    layer.k_head_dim, false));
-            SHOAL_TRY(check_numbers(head + ".query_square", moments.query_square,
-                                    layer.k_head_dim, false));
+            SHOAL_TRY(check_numbers(head + ".key_mean", moments.key_mean, dim, true));
+            SHOAL_TRY(
+                check_numbers(head + ".key_variance", moments.key_variance, dim, false));
+            SHOAL_TRY(
+                check_numbers(head + ".query_square", moments.query_square, dim, false));
         }
         return Status::ok();
     }
@@ -70,7 +71,8 @@ public:
             const std::string field = fmt::format("dense_layers[{}]", i);
             if (layers[i] >= layer_count) {
                 return error(field, fmt::to_string(layers[i]),
-                             fmt::format("must be less than the number of layers, {}", layer_count));
+                             fmt::format("must be less than the number of layers, {}",
+                                         layer_count));
             }
             if (i > 0 && layers[i] <= layers[i - 1]) {
                 return error(field, fmt::to_string(layers[i]),

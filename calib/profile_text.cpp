@@ -138,7 +138,8 @@ Status read_layer(const Reader& reader, const Json& json, const std::string& pat
     for (const Json& head : *heads) {
         const std::string head_path = fmt::format("{}heads[{}].", path, layer.heads.size());
         ChannelMoments& moments = layer.heads.emplace_back();
-        SHOAL_TRY(reader.only_fields(head, head_path, {"key_mean", "key_variance", "query_square"}));
+        SHOAL_TRY(
+            reader.only_fields(head, head_path, {"key_mean", "key_variance", "query_square"}));
         SHOAL_TRY(reader.read_numbers(head, head_path, "key_mean", moments.key_mean));
         SHOAL_TRY(reader.read_numbers(head, head_path, "key_variance", moments.key_variance));
         SHOAL_TRY(reader.read_numbers(head, head_path, "query_square", moments.query_square));

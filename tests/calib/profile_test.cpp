@@ -161,7 +161,8 @@ TEST_F(ProfileTest, ReplacesWholeOrNotAtAll) {
 TEST_F(ProfileTest, CannotBeWritten) {
     Status status = write_profile(path("missing/p.json"), sample_profile());
     EXPECT_EQ(status.code(), StatusCode::not_found);
-    EXPECT_EQ(status.message(), path("missing/p.json") + ": cannot create: No such file or directory");
+    EXPECT_EQ(status.message(),
+              path("missing/p.json") + ": cannot create: No such file or directory");
 
     fs::create_directory(folder_ / "folder");
     status = write_profile(path("folder"), sample_profile());
@@ -297,7 +298,8 @@ TEST_F(ProfileTest, EveryWrongFieldIsNamed) {
          "layers[0].heads[0].key_mean[0] = 1 values: must be a finite number"},
         {"\"key_variance\": [", "\"key_variance\": [-",
          "layers[0].heads[0].key_variance[0] = -"},
-        {"\"query_square\"", "\"query_cube\"", "layers[0].heads[0].query_cube = 32 values: no such"},
+        {"\"query_square\"", "\"query_cube\"",
+         "layers[0].heads[0].query_cube = 32 values: no such field"},
     };
     for (const EditCase& edit : cases) {
         const Result<Profile> read =
