@@ -25,8 +25,9 @@ constexpr Backend kCpu = {
     .name = "cpu",
     .append = &cpu::append,
     .label_encode = &cpu::label_encode,
-    .label_encode_row = &cpu::label_encode_row,
-    .label_encode_open = &cpu::label_encode_open,
+    // A few dozen scalar operations each: nothing to gain from vectors.
+    .label_encode_row = &ref::label_encode_row,
+    .label_encode_open = &ref::label_encode_open,
     .label_query = &ref::label_query,
     .label_scan = &cpu::label_scan,
     .topk = &cpu::topk,

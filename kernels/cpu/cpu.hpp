@@ -10,8 +10,6 @@ const char* target_name();
 
 AppendResult append(const AppendInput& in);
 void label_encode(const LabelEncodeInput& in, std::byte* span);
-bool label_encode_row(const LabelEncodeInput& in, uint32_t slot_in_span, std::byte* span);
-void label_encode_open(const LabelEncodeInput& in, uint32_t slot_in_span, std::byte* open);
 void label_scan(const LabelScanInput& in, LabelScanOutput& out);
 void topk(const TopkInput& in, TopkOutput& out, void* workspace);
 void attend_part(const AttendInput& in, uint32_t begin, uint32_t end, const AttendPartial& out);
