@@ -11,8 +11,8 @@ if(plugin_sources)
     set(SHOAL_HAVE_PLUGIN ON)
     add_library(ggml-shoal MODULE ${plugin_sources})
     target_include_directories(ggml-shoal PRIVATE "${PROJECT_SOURCE_DIR}/runtime/engines/llama_cpp")
-    target_link_libraries(ggml-shoal PRIVATE shoal llama_cpp::plugin fmt::fmt ${CMAKE_DL_LIBS}
-        shoal_flags shoal_narrowing)
+    target_link_libraries(ggml-shoal PRIVATE shoal llama_cpp::plugin llama_cpp::ggml fmt::fmt
+        ${CMAKE_DL_LIBS} shoal_flags shoal_narrowing)
     # ggml's own switches for a backend that is loaded at run time.
     target_compile_definitions(ggml-shoal PRIVATE GGML_BACKEND_DL GGML_BACKEND_BUILD
         GGML_BACKEND_SHARED)
