@@ -53,7 +53,8 @@ public:
     kernels::KvView view() const;
     const BlockLayout& layout() const { return layout_; }
     uint32_t slot_count_max() const { return slot_count_max_; }
-    uint32_t slot_count() const { return block_count_ << layout_.block_tokens_log2; }  // addressable
+    // Slots that are addressable.
+    uint32_t slot_count() const { return block_count_ << layout_.block_tokens_log2; }
     uint64_t reserved_bytes() const { return rows_.bytes() + table_.bytes(); }
     uint64_t committed_bytes() const {
         return rows_.committed_bytes() + table_.committed_bytes();

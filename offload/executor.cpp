@@ -45,7 +45,7 @@ void pause() {
 #endif
 }
 
-// Binds workers while they are in the arena. task_arena::constraints would need tbbbind, and without
+// Binds workers while they are in the arena. task_arena::constraints would need tbbbind; without it
 // it binds nothing and says nothing. oneTBB lends its threads to every arena of the process, so a
 // worker gets its old affinity back when it leaves.
 //
@@ -218,9 +218,16 @@ public:
         }
     }
 
+    // Waits for tasks on their way too: with an arena that ended with a task pending, oneTBB 2021.8
+    // kept its only worker yielding for good, and no later arena got it. Called off in the end, in
+    // case the program leaves oneTBB no worker at all.
     ~Impl() {
         shared_->stop = true;
+        const Clock::time_point deadline = Clock::now() + kLeaveMax;
         for (Seat& seat : shared_->seats) {
+            while (seat.state.load() == Seat::called && Clock::now() < deadline) {
+                std::this_thread::yield();
+            }
             uint32_t expected = Seat::called;
             seat.state.compare_exchange_strong(expected, Seat::away);
             while (seat.state.load() == Seat::present) std::this_thread::yield();

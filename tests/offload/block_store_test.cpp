@@ -1,0 +1,174 @@
+#include "offload/block_store.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "tests/offload/support.hpp"
+
+namespace shoal::offload {
+namespace {
+
+struct LayoutCase {
+    kernels::PieceFormat format;
+    uint32_t piece_bytes;
+    uint32_t padding_bytes;
+    uint32_t block_tokens;
+    uint32_t block_bytes;
+    const char* name;
+};
+
+kernels::PieceFormat format_of(DType dtype, uint32_t heads, uint32_t k_dim, uint32_t v_dim) {
+    return {.k_dtype = dtype, .v_dtype = dtype, .kv_head_count = heads, .k_head_dim = k_dim,
+            .v_head_dim = v_dim};
+}
+
+class BlockLayoutTest : public ::testing::TestWithParam<LayoutCase> {};
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, BlockLayoutTest,
+    ::testing::Values(
+        LayoutCase{format_of(DType::bf16, 8, 128, 128), 4096, 0, 1, 4096, "llama_8b"},
+        LayoutCase{format_of(DType::bf16, 1, 128, 128), 512, 0, 8, 4096, "llama_8b_one_head"},
+        LayoutCase{format_of(DType::f16, 3, 64, 64), 768, 0, 16, 12288, "smollm2_135m"},
+        LayoutCase{format_of(DType::f32, 3, 64, 64), 1536, 0, 8, 12288, "smollm2_135m_f32"},
+        LayoutCase{format_of(DType::f16, 1, 48, 48), 256, 64, 16, 4096, "padded"},
+        LayoutCase{format_of(DType::f16, 1, 32, 32), 128, 0, 32, 4096, "smallest"},
+        LayoutCase{format_of(DType::f16, 5, 80, 80), 1664, 64, 32, 53248, "odd"},
+        LayoutCase{format_of(DType::f16, 1, 192, 128), 640, 0, 32, 20480, "k_longer_than_v"},
+        LayoutCase{format_of(DType::f32, 128, 256, 256), 262144, 0, 1, 262144, "largest"}),
+    [](const auto& p) { return std::string(p.param.name); });
+
+TEST_P(BlockLayoutTest, FillsWholePages) {
+    const LayoutCase& expected = GetParam();
+    const BlockLayout layout = make_block_layout(expected.format);
+    EXPECT_EQ(layout.format.piece_stride_bytes, expected.piece_bytes);
+    EXPECT_EQ(layout.padding_bytes, expected.padding_bytes);
+    EXPECT_EQ(layout.block_tokens(), expected.block_tokens);
+    EXPECT_EQ(layout.block_bytes, expected.block_bytes);
+    EXPECT_EQ(layout.block_bytes % 4096, 0U);
+    EXPECT_EQ(layout.format.piece_stride_bytes % 128, 0U);
+    const kernels::PieceFormat& format = layout.format;
+    EXPECT_EQ(format.v_offset_bytes, format.k_head_dim * dtype_bytes(format.k_dtype));
+    EXPECT_EQ(format.row_stride_bytes * format.kv_head_count, layout.payload_bytes());
+}
+
+TEST(BlockLayout, MixedDtypes) {
+    kernels::PieceFormat format = format_of(DType::f16, 2, 64, 64);
+    format.v_dtype = DType::f32;
+    const BlockLayout layout = make_block_layout(format);
+    EXPECT_EQ(layout.format.v_offset_bytes, 128U);
+    EXPECT_EQ(layout.format.row_stride_bytes, 128U + 256U);
+    EXPECT_EQ(layout.format.piece_stride_bytes, 768U);
+}
+
+TEST(BlockLayout, BlockCountRoundsUp) {
+    const BlockLayout layout = make_block_layout(format_of(DType::f16, 3, 64, 64));  // 16 a block
+    for (const auto& [slots, blocks] : {std::pair{0U, 0U}, {1U, 1U}, {15U, 1U}, {16U, 1U},
+                                        {17U, 2U}, {0x7FFFFFFFU, 1U << 27}}) {
+        EXPECT_EQ(block_count_of(layout, slots), blocks) << slots;
+    }
+}
+
+class BlockStoreTest : public ::testing::Test {
+protected:
+    BlockStore make(uint32_t slots) {
+        Result<BlockStore> store = BlockStore::create(arena_, layout_, slots);
+        EXPECT_TRUE(store);
+        return std::move(*store);
+    }
+    Budget budget_{"host.kv_bytes", uint64_t{1} << 40};
+    Arena arena_ = Arena::real(budget_, HugePages::advise);
+    BlockLayout layout_ = make_block_layout(format_of(DType::f16, 3, 64, 64));
+};
+
+TEST_F(BlockStoreTest, CountingEqualsReal) {
+    Arena counter = Arena::counting();
+    for (const uint32_t slots : {1U, 15U, 16U, 17U, 8191U, 8192U, 100001U}) {
+        const uint64_t before = counter.reserved_bytes();
+        Result<BlockStore> planned = BlockStore::create(counter, layout_, slots);
+        ASSERT_TRUE(planned);
+        planned->release_from(0);
+        const BlockStore store = make(slots);
+        EXPECT_EQ(counter.reserved_bytes() - before, store.reserved_bytes()) << slots;
+        EXPECT_EQ(planned->reserved_bytes(), store.reserved_bytes());
+        EXPECT_EQ(budget_.used_bytes(), store.reserved_bytes());
+    }
+}
+
+TEST_F(BlockStoreTest, MetadataIsAtMost24BytesABlock) {
+    const BlockStore store = make(1U << 20);
+    EXPECT_LE(budget_.used_bytes(MemoryTag::index),
+              uint64_t{24} * block_count_of(layout_, 1U << 20));
+}
+
+TEST_F(BlockStoreTest, RowsKeepTheirPlaceWhileTheStoreGrows) {
+    constexpr uint32_t kSlots = 5000;
+    BlockStore store = make(kSlots);
+    std::byte* const* const table = store.view().blocks;
+    std::byte* first = nullptr;
+    for (uint32_t slot = 0; slot < kSlots; ++slot) {
+        ASSERT_TRUE(store.ensure(slot + 1));
+        ASSERT_GE(store.slot_count(), slot + 1);
+        const kernels::KvView view = store.view();
+        ASSERT_EQ(view.blocks, table);
+        if (slot == 0) first = view.piece(0);
+        for (uint32_t head = 0; head < 3; ++head) {
+            ASSERT_EQ(*view.k_row(slot, head), std::byte{0});
+            std::memset(view.k_row(slot, head), static_cast<int>(slot % 251), 128);
+            std::memset(view.v_row(slot, head), static_cast<int>((slot + head) % 239), 128);
+        }
+    }
+    const kernels::KvView view = store.view();
+    EXPECT_EQ(view.piece(0), first);
+    for (uint32_t slot = 0; slot < kSlots; ++slot) {
+        for (uint32_t head = 0; head < 3; ++head) {
+            ASSERT_EQ(view.k_row(slot, head)[127], std::byte(slot % 251)) << slot;
+            ASSERT_EQ(view.v_row(slot, head)[127], std::byte((slot + head) % 239)) << slot;
+        }
+    }
+}
+
+TEST_F(BlockStoreTest, OnlyEnsuredBlocksAreInTheTable) {
+    BlockStore store = make(64);
+    ASSERT_TRUE(store.ensure(0));
+    EXPECT_EQ(store.slot_count(), 0U);
+    EXPECT_EQ(store.view().blocks[0], nullptr);
+    ASSERT_TRUE(store.ensure(17));
+    EXPECT_EQ(store.slot_count(), 32U);
+    EXPECT_NE(store.view().blocks[1], nullptr);
+    EXPECT_EQ(store.view().blocks[2], nullptr);
+    store.release_from(16);
+    EXPECT_EQ(store.slot_count(), 16U);
+    EXPECT_EQ(store.view().blocks[1], nullptr);
+    ASSERT_TRUE(store.ensure(64));
+    EXPECT_NE(store.view().blocks[3], nullptr);
+}
+
+TEST_F(BlockStoreTest, ReleaseGivesMemoryBack) {
+    BlockStore store = make(100000);
+    ASSERT_TRUE(store.ensure(100000));
+    EXPECT_EQ(store.committed_bytes(), store.reserved_bytes());
+    store.release_from(50000);
+    EXPECT_LT(store.committed_bytes(), store.reserved_bytes() * 53 / 100);
+    store.release_from(0);
+    EXPECT_EQ(store.committed_bytes(), 0U);
+    EXPECT_EQ(store.slot_count(), 0U);
+    ASSERT_TRUE(store.ensure(1));
+    EXPECT_EQ(*store.view().piece(0), std::byte{0});
+}
+
+TEST_F(BlockStoreTest, RefusedBudgetTakesNothing) {
+    const uint64_t needed = make(1000).reserved_bytes();
+    Budget small("host.kv_bytes", needed - 1);
+    Arena arena = Arena::real(small, HugePages::off);
+    const Result<BlockStore> store = BlockStore::create(arena, layout_, 1000);
+    ASSERT_FALSE(store);
+    EXPECT_EQ(store.status().code(), StatusCode::out_of_memory);
+    EXPECT_EQ(small.used_bytes(), 0U);
+}
+
+}  // namespace
+}  // namespace shoal::offload
