@@ -13,7 +13,7 @@ shoal_build="$shoal_root/build"
 shoal_deps="$shoal_build/deps"
 
 # Debian's names. gcc's OpenMP comes with g++.
-shoal_packages=(g++ make pkg-config ca-certificates python3 python3-venv
+shoal_packages=(g++ pkg-config ca-certificates python3 python3-venv
     libhwloc-dev libtbb-dev libhwy-dev libtomlplusplus-dev libcli11-dev libfmt-dev libspdlog-dev
     nlohmann-json3-dev libxxhash-dev liburing-dev libgtest-dev libgmock-dev libbenchmark-dev)
 

@@ -3,9 +3,9 @@
 
 usage: tidy.py [--self-test]
 
-Reads every file of the repository that git does not ignore. A finding is one line,
-`file:line: rule: text`; warnings say so and do not fail the run. `--self-test` checks small
-samples that must be caught and samples that must pass.
+Reads every file of the repository that git does not ignore (without git: all but build/). A
+finding is one line, `file:line: rule: text`; warnings say so and do not fail the run.
+`--self-test` checks small samples that must be caught and samples that must pass.
 
 rules
   include    public types <- kernels <- {offload, calib} <- runtime <- the rest; nothing upward
@@ -277,8 +277,19 @@ def findings(path, text):
 
 def repository_files(root):
     command = ["git", "-C", root, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, capture_output=True, check=True).stdout.decode()
-    return sorted(set(path for path in listed.split("\0") if path))
+    try:
+        listed = subprocess.run(command, capture_output=True, check=True).stdout.decode()
+        return sorted(set(path for path in listed.split("\0") if path))
+    except (OSError, subprocess.CalledProcessError):      # no git, or not a checkout
+        return walked_files(root)
+
+
+def walked_files(root):
+    paths = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in ("build", ".git", "__pycache__")]
+        paths += [os.path.relpath(os.path.join(folder, name), root) for name in files]
+    return sorted(paths)
 
 
 def check_repository(root):
