@@ -186,21 +186,38 @@ shoal_fetch_novels() {
 
 # --- llama.cpp's build -------------------------------------------------------------------------
 
+# Options that depend on this machine. GGML_NATIVE compiles for every feature that the CPU lists;
+# AMX is left out where it is listed but does not run (see the probe).
+shoal_llama_machine_options() {
+    grep -qm1 -w amx_tile /proc/cpuinfo || return 0
+    local probe
+    probe=$(mktemp) || return 0
+    if ! "${CC:-gcc}" -O1 -mamx-tile -mamx-int8 "$shoal_root/cmake/probe_amx.c" -o "$probe" ||
+        ! ("$probe") >/dev/null 2>&1; then
+        local flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+        printf '%s\n' "-DCMAKE_C_FLAGS=$flags" "-DCMAKE_CXX_FLAGS=$flags"
+    fi
+    rm -f "$probe"
+}
+
 # GGML_NATIVE code runs only on a CPU like the one it was built on, and a CMake tree only where it
 # was made, so both are part of the key.
 shoal_llama_key() {
     shoal_key "$llama_sdist_sha256" "${llama_options[*]}" "${llama_targets[*]}" "$shoal_root" \
         "$("${CXX:-g++}" --version 2>/dev/null | head -n 1)" \
-        "$(grep -m1 -E '^(flags|Features)' /proc/cpuinfo)"
+        "$(grep -m1 -E '^(flags|Features)' /proc/cpuinfo)" "$(shoal_llama_machine_options)"
 }
 
 shoal_build_llama() {
     local key="$1" tree="$shoal_build/llama" log="$shoal_build/llama.log" start=$SECONDS
+    local -a machine_options
+    mapfile -t machine_options < <(shoal_llama_machine_options)
     shoal_has_key "$tree/.shoal-started" "$key" || rm -rf "$tree"
     mkdir -p "$tree"
     echo "$key" >"$tree/.shoal-started"
     shoal_say "building llama.cpp, about 5 minutes on 2 cores (progress: build/llama.log)"
-    cmake -S "$shoal_deps/llama.cpp" -B "$tree" -G Ninja "${llama_options[@]}" >"$log" 2>&1 &&
+    cmake -S "$shoal_deps/llama.cpp" -B "$tree" -G Ninja "${llama_options[@]}" \
+        "${machine_options[@]}" >"$log" 2>&1 &&
         ninja -C "$tree" -j "$(nproc)" "${llama_targets[@]}" >>"$log" 2>&1 ||
         shoal_fail_with_log llama.log "llama.cpp did not build"
     echo "$key" >"$tree/.shoal-key"
