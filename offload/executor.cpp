@@ -2,6 +2,14 @@
 // takes parts of the current loop, then looks for the next loop for warm_us before it goes back to
 // oneTBB to sleep. Between calls that follow each other closely nothing wakes or sleeps.
 //
+// Pinning. task_arena::constraints would need tbbbind; without it it binds nothing and says
+// nothing. A task_scheduler_observer binds a thread for as long as it stays in the arena, which on
+// a busy machine was 0.2 s after its last task and past the arena's end, so that other arenas of
+// the process got bound threads. So a worker is bound when it takes its seat, and gets its old
+// affinity back when it leaves it. Worker w gets the w-th processor after the one that the caller
+// ran on when it called: with fixed places a caller that happens to sit on worker 1's processor
+// shares it for milliseconds, until the system moves the caller.
+//
 // tbb::parallel_for alone was measured first (2 cores of a server VM, bench/executor): of loops of
 // 100 us that follow each other at once, its worker took 5 %, because it was still leaving the last
 // loop; of loops 150 us apart and 20 us long, 3 %, and waking it made them take 35 us. With seats
@@ -12,7 +20,6 @@
 #include <oneapi/tbb/global_control.h>
 #include <oneapi/tbb/info.h>
 #include <oneapi/tbb/task_arena.h>
-#include <oneapi/tbb/task_scheduler_observer.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -25,6 +32,17 @@
 
 #include "offload/memory_limits.hpp"
 #include "offload/topology.hpp"
+
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define SHOAL_SHOW_HANDOFF
+#endif
+#elif defined(__SANITIZE_THREAD__)
+#define SHOAL_SHOW_HANDOFF
+#endif
+#if defined(SHOAL_SHOW_HANDOFF)
+#include <sanitizer/tsan_interface.h>
+#endif
 
 namespace shoal::offload {
 
@@ -45,63 +63,30 @@ void pause() {
 #endif
 }
 
-// Binds workers while they are in the arena. task_arena::constraints would need tbbbind; without it
-// it binds nothing and says nothing. oneTBB lends its threads to every arena of the process, so a
-// worker gets its old affinity back when it leaves.
-//
-// Worker w gets the w-th processor after the one that the caller ran on when it called. With fixed
-// places a caller that happens to sit on worker 1's processor shares it for milliseconds, until
-// the system moves the caller.
-class PinningObserver : public tbb::task_scheduler_observer {
-public:
-    PinningObserver(tbb::task_arena& arena, std::vector<Processor> processors)
-        : tbb::task_scheduler_observer(arena), processors_(std::move(processors)) {
-        observe(true);
-    }
-    ~PinningObserver() override {
-        const Clock::time_point deadline = Clock::now() + kLeaveMax;
-        while (inside_.load() != 0 && Clock::now() < deadline) std::this_thread::yield();
-        observe(false);
-    }
+// oneTBB hands tasks from thread to thread out of ThreadSanitizer's sight; these two show it. They
+// cover the task object only: what loops read and write is ordered by Loop, in plain sight.
+#if defined(SHOAL_SHOW_HANDOFF)
+char handoff;
+void give_task() { __tsan_release(&handoff); }
+void take_task() { __tsan_acquire(&handoff); }
+#else
+void give_task() {}
+void take_task() {}
+#endif
 
-    // To be called only while no worker is at work: two of them would get one processor.
-    void set_caller_processor(int os_index) {
-        for (uint32_t i = 0; i < processors_.size(); ++i) {
-            if (static_cast<int>(processors_[i].os_index) == os_index) caller_ = i;
-        }
+// Gives the thread a processor of its own and, on destruction, the affinity it had.
+class Pinned {
+public:
+    Pinned(uint32_t os_index, std::atomic<uint32_t>& refused_count) : before_(current_affinity()) {
+        if (!pin_current_thread(os_index)) refused_count += 1;
     }
-    void on_scheduler_entry(bool is_worker) override {
-        if (!is_worker) return;
-        inside_ += 1;
-        affinity_before_ = current_affinity();
-        pinned_to_ = kNowhere;
-        pin(static_cast<uint32_t>(tbb::this_task_arena::current_thread_index()));
-    }
-    void pin(uint32_t worker) {
-        const uint32_t wanted = processors_[(caller_ + worker) % processors_.size()].os_index;
-        if (wanted == pinned_to_) return;
-        pinned_to_ = wanted;
-        if (!pin_current_thread(wanted)) refused_ += 1;
-    }
-    void on_scheduler_exit(bool is_worker) override {
-        if (!is_worker || affinity_before_.empty()) return;
-        if (!set_affinity(affinity_before_)) refused_ += 1;
-        affinity_before_.clear();
-        inside_ -= 1;
-    }
-    uint32_t refused() const { return refused_.load(); }
+    ~Pinned() { (void)set_affinity(before_).is_ok(); }
+    Pinned(const Pinned&) = delete;
+    Pinned& operator=(const Pinned&) = delete;
 
 private:
-    static constexpr uint32_t kNowhere = UINT32_MAX;
-    static thread_local std::vector<uint32_t> affinity_before_;
-    static thread_local uint32_t pinned_to_;
-    const std::vector<Processor> processors_;
-    std::atomic<uint32_t> caller_{0};  // index in processors_
-    std::atomic<uint32_t> inside_{0};
-    std::atomic<uint32_t> refused_{0};
+    const std::vector<uint32_t> before_;
 };
-thread_local std::vector<uint32_t> PinningObserver::affinity_before_;
-thread_local uint32_t PinningObserver::pinned_to_ = PinningObserver::kNowhere;
 
 // The loop of the moment. `ticket` is count << 32 | next index: whoever raises it by one owns that
 // index, and the loop cannot be replaced before that index is done, so `body` read after that
@@ -149,13 +134,17 @@ struct alignas(kCacheLine) Seat {
 
 // Outlives the executor while a task that oneTBB never found a thread for still points at it.
 struct Shared {
-    Shared(uint32_t thread_count, uint32_t warm_us)
-        : seats(thread_count), warm(std::chrono::microseconds(warm_us)) {}
+    Shared(const ExecutorOptions& options, uint32_t thread_count, const Topology& topology)
+        : seats(thread_count), warm(std::chrono::microseconds(options.warm_us)) {
+        if (options.pin) processors = topology.processors;
+    }
     Loop loop;
-    std::vector<Seat> seats;  // [thread_count]; 0 is the caller's and stays unused
+    std::vector<Seat> seats;            // [thread_count]; 0 is the caller's and stays unused
     const Clock::duration warm;
+    std::vector<Processor> processors;  // to pin workers to; empty: unbound
+    std::atomic<uint32_t> caller{0};    // index in processors of where the caller was
+    std::atomic<uint32_t> pins_refused{0};
     std::atomic<bool> stop{false};
-    PinningObserver* pinning = nullptr;  // null: unbound. Lives while a seat is `present`
 };
 
 // Looks for parts until there are some (true), or for `warm` (false).
@@ -172,24 +161,50 @@ bool wait_for_parts(const Shared& shared) {
     return false;
 }
 
+void work_until_idle(Shared& shared, uint32_t worker) {
+    std::optional<Pinned> pinned;
+    if (!shared.processors.empty()) {
+        const size_t index = (shared.caller + worker) % shared.processors.size();
+        pinned.emplace(shared.processors[index].os_index, shared.pins_refused);
+    }
+    do {
+        shared.loop.take_parts(worker);
+    } while (wait_for_parts(shared));
+}
+
 void sit(Shared& shared, uint32_t worker) {
     Seat& seat = shared.seats[worker];
     uint32_t expected = Seat::called;
-    if (!seat.state.compare_exchange_strong(expected, Seat::present)) return;  // called off
-    if (shared.pinning != nullptr) shared.pinning->pin(worker);
-    for (;;) {
-        do {
-            shared.loop.take_parts(worker);
-        } while (wait_for_parts(shared));
+    while (seat.state.compare_exchange_strong(expected, Seat::present)) {
+        work_until_idle(shared, worker);
         seat.state.store(Seat::away);
         // A loop published just before that found the seat taken and called nobody.
+        if (!shared.loop.has_parts() || shared.stop.load()) return;
         expected = Seat::away;
-        if (!shared.loop.has_parts() || shared.stop.load() ||
-            !seat.state.compare_exchange_strong(expected, Seat::present)) {
-            return;
-        }
     }
 }
+
+// The task that oneTBB runs. It makes the first and last touch of the task object in a thread.
+class SitTask {
+public:
+    SitTask(std::shared_ptr<Shared> shared, uint32_t worker)
+        : shared_(std::move(shared)), worker_(worker) {}
+    SitTask(SitTask&& other) noexcept : shared_(std::move(other.shared_)), worker_(other.worker_) {
+        give_task();
+    }
+    void operator()() const {
+        take_task();
+        sit(*shared_, worker_);
+    }
+
+private:
+    struct GiveAtEnd {
+        ~GiveAtEnd() { give_task(); }
+    };
+    GiveAtEnd give_at_end_;  // first member: goes last
+    std::shared_ptr<Shared> shared_;
+    uint32_t worker_;
+};
 
 uint32_t default_thread_count(const Topology& topology) {
     const double quota = read_memory_limits().cpu_quota;
@@ -203,19 +218,14 @@ class OwnExecutor::Impl {
 public:
     Impl(const ExecutorOptions& options, uint32_t thread_count, const Topology& topology)
         : thread_count_(thread_count),
-          shared_(std::make_shared<Shared>(thread_count, options.warm_us)),
+          shared_(std::make_shared<Shared>(options, thread_count, topology)),
           arena_(static_cast<int>(thread_count), 1) {
         // The arena itself caps its workers. A global_control is process-wide, and is only needed
         // to have more of them than there are cores.
         if (static_cast<int>(thread_count) > tbb::info::default_concurrency()) {
             more_threads_.emplace(tbb::global_control::max_allowed_parallelism, thread_count);
         }
-        if (thread_count == 1) return;
-        arena_.initialize();
-        if (options.pin) {
-            pinning_.emplace(arena_, topology.processors);
-            shared_->pinning = &*pinning_;
-        }
+        if (thread_count > 1) arena_.initialize();
     }
 
     // Waits for tasks on their way too: with an arena that ended with a task pending, oneTBB 2021.8
@@ -253,20 +263,31 @@ public:
     }
 
     uint32_t thread_count() const { return thread_count_; }
-    uint32_t pins_refused() const { return pinning_ ? pinning_->refused() : 0; }
+    uint32_t pins_refused() const { return shared_->pins_refused.load(); }
 
 private:
     static constexpr int kLooksBeforeYield = 2000;
 
     void call_workers(uint32_t wanted) {
-        const auto is_away = [](const Seat& seat) { return seat.state.load() == Seat::away; };
-        if (pinning_ && std::all_of(shared_->seats.begin(), shared_->seats.end(), is_away)) {
-            pinning_->set_caller_processor(sched_getcpu());
-        }
+        if (!shared_->processors.empty()) note_caller_processor();
         for (uint32_t worker = 1; worker < wanted; ++worker) {
             uint32_t expected = Seat::away;
             if (shared_->seats[worker].state.compare_exchange_strong(expected, Seat::called)) {
-                arena_.enqueue([shared = shared_, worker] { sit(*shared, worker); });
+                take_task();
+                arena_.enqueue(SitTask(shared_, worker));
+            }
+        }
+    }
+
+    // Not while a worker is at work: two of them could get one processor.
+    void note_caller_processor() {
+        for (const Seat& seat : shared_->seats) {
+            if (seat.state.load() != Seat::away) return;
+        }
+        const int os_index = sched_getcpu();
+        for (uint32_t i = 0; i < shared_->processors.size(); ++i) {
+            if (static_cast<int>(shared_->processors[i].os_index) == os_index) {
+                shared_->caller = i;
             }
         }
     }
@@ -275,7 +296,6 @@ private:
     const std::shared_ptr<Shared> shared_;
     std::optional<tbb::global_control> more_threads_;
     tbb::task_arena arena_;
-    std::optional<PinningObserver> pinning_;
 };
 
 OwnExecutor::OwnExecutor(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
