@@ -193,7 +193,7 @@ shoal_llama_machine_options() {
     local probe
     probe=$(mktemp) || return 0
     if ! "${CC:-gcc}" -O1 -mamx-tile -mamx-int8 "$shoal_root/cmake/probe_amx.c" -o "$probe" ||
-        ! ("$probe") >/dev/null 2>&1; then
+        ! bash -c '"$1"; exit $?' _ "$probe" >/dev/null 2>&1; then
         local flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
         printf '%s\n' "-DCMAKE_C_FLAGS=$flags" "-DCMAKE_CXX_FLAGS=$flags"
     fi
