@@ -21,22 +21,7 @@ bool all_keys(const SpanWritten& written) {
     return (written.k[0] & written.k[1]) == ~uint64_t{0};
 }
 
-size_t round_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
-
 }  // namespace
-
-// Codes, then a scale and a minimum in f16 for every channel.
-size_t LabelIndex::span_bytes_max(uint32_t row_bits, uint32_t channel_bits,
-                                  uint32_t kv_head_count) {
-    if (channel_bits == 16) return size_t{row_bits} / 8 * kSpanSlots * kv_head_count;
-    const size_t planes = row_bits / 32 + 2;  // classes may leave bytes of a dword unused
-    const size_t channels = row_bits / channel_bits;
-    return round_up(planes * kSpanSlots * 4 + channels * 4, 64) * kv_head_count;
-}
-
-size_t LabelIndex::open_bytes_max(uint32_t channel_count_max, uint32_t kv_head_count) {
-    return round_up(size_t{channel_count_max} * kSpanSlots * 2, 64) * kv_head_count;
-}
 
 void LabelIndex::start(const kernels::Backend& backend,
                        std::span<const kernels::LabelFormat> formats, const Memory& memory) {

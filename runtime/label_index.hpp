@@ -57,10 +57,6 @@ public:
     size_t span_stride_bytes() const { return span_stride_bytes_; }
     const LabelCounters& counters() const { return counters_; }
 
-    // Upper bounds for labels of `row_bits` bits a token and KV head, before channels are known.
-    static size_t span_bytes_max(uint32_t row_bits, uint32_t channel_bits, uint32_t kv_head_count);
-    static size_t open_bytes_max(uint32_t channel_count_max, uint32_t kv_head_count);
-
 private:
     static constexpr uint32_t kNoSpan = UINT32_MAX;
 

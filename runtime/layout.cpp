@@ -47,8 +47,8 @@ uint32_t SessionState::list_rows(const Config& config, const Group& group,
     return static_cast<uint32_t>(std::min<uint64_t>(rows, slot_count_max));
 }
 
-Limits limits_of(const Config& config, const ModelShape& shape, const SessionOptions& options,
-                 const Groups& groups, uint32_t thread_count) {
+Limits limits_of(const Config& config, const SessionOptions& options, const Groups& groups,
+                 uint32_t thread_count) {
     Limits limits;
     limits.slot_count_max = options.slots_per_store;
     limits.queries_max = config.budget.sparse_queries_max;
@@ -58,12 +58,9 @@ Limits limits_of(const Config& config, const ModelShape& shape, const SessionOpt
         limits.kv_head_count_max = std::max(limits.kv_head_count_max, group.piece.kv_head_count);
         limits.v_head_dim_max = std::max(limits.v_head_dim_max, group.piece.v_head_dim);
     }
-    (void)shape;
     limits.labels.enabled = config.selector.kind == SelectorKind::labels;
     limits.labels.row_bits = config.selector.row_bits;
-    limits.labels.channel_bits = config.selector.label_bits == LabelBits::mixed
-                                     ? 2
-                                     : static_cast<uint32_t>(config.selector.label_bits);
+    limits.labels.channel_bits = static_cast<uint32_t>(config.selector.label_bits);
     return limits;
 }
 

@@ -55,7 +55,7 @@ Status prepare(const Config& config, const ModelShape& shape, const SessionOptio
         state.own_executor = std::move(*made);
         state.executor = state.own_executor->executor();
     }
-    state.limits = limits_of(config, shape, options, state.groups,
+    state.limits = limits_of(config, options, state.groups,
                              offload::thread_count_of(state.executor));
     return Status::ok();
 }

@@ -68,8 +68,8 @@ struct SessionState {
 Status lay_out(offload::Arena& arena, SessionState& state);
 // The part that follows budget and safety, again after reconfigure().
 Status lay_out_lists(offload::Arena& arena, SessionState& state);
-Limits limits_of(const Config& config, const ModelShape& shape, const SessionOptions& options,
-                 const Groups& groups, uint32_t thread_count);
+Limits limits_of(const Config& config, const SessionOptions& options, const Groups& groups,
+                 uint32_t thread_count);
 SelectorLimits selector_limits(const Limits& limits);
 
 // Refuses changes of what is stored.

@@ -38,14 +38,14 @@ Status create_group(offload::Arena& arena, const Group& group, uint32_t slot_cou
     const uint32_t row_bits = calib::label_bit_budget(labels.row_bits, group.piece.k_head_dim);
     Result<offload::Region> region = arena.region(
         MemoryTag::labels,
-        spans * LabelIndex::span_bytes_max(row_bits, labels.channel_bits, heads));
+        uint64_t{spans} * heads * kernels::label_span_bytes_max(row_bits, labels.channel_bits));
     if (!region) return region.status();
     out.label_region = std::move(*region);
-    const uint32_t channels =
-        std::min(row_bits / labels.channel_bits, group.piece.k_head_dim);
+    const uint32_t channel_bits_min = labels.channel_bits == 0 ? 2 : labels.channel_bits;
+    const uint32_t channels = std::min(row_bits / channel_bits_min, group.piece.k_head_dim);
     region = arena.region(MemoryTag::labels,
-                          LabelIndex::open_bytes_max(channels, heads) +
-                              size_t{heads} * LabelIndex::kChannelsMax * sizeof(float));
+                          heads * (uint64_t{channels} * kSpanSlots * 2 + 64 +
+                                   LabelIndex::kChannelsMax * sizeof(float)));
     if (!region) return region.status();
     out.open_region = std::move(*region);
     return Status::ok();

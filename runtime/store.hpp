@@ -34,7 +34,7 @@ struct GroupStore {
 struct LabelLimits {
     bool enabled = false;
     uint32_t row_bits = 0;      // codes of one token and KV head; 0 = one per key dimension
-    uint32_t channel_bits = 2;  // the fewest bits a channel may get
+    uint32_t channel_bits = 0;  // 2, 4, 8, 16; 0 = a mixture of 2 and 4
 };
 
 class Store {
