@@ -18,15 +18,23 @@ struct LabelChannel {
     uint8_t bits = 0;      // 2, 4, 8 or 16
 };
 
-// One integer dot product: (dword >> shift) & mask holds up to four codes, one a byte.
+// Up to four codes of one bit position, one a byte of a plane: one integer dot product.
+//
+// Codes are scored times `factor`: 4 for 2 bits, so that weights of 2-bit and of 4-bit channels
+// share a step. codes x factor = ((dword << left) >> right) & mask, per byte.
 struct LabelOp {
     static constexpr uint16_t kNoChannel = 0xffff;
-    uint8_t plane = 0;
-    uint8_t shift = 0;
-    uint8_t bits = 0;      // 2, 4 or 8: the class whose step the weights use
-    uint32_t mask = 0;
-    // Into `channels`. Byte b of the masked dword is the code of channels[code_index[b]].
+    uint32_t plane = 0;
+    uint32_t shift = 0;  // lowest bit of the codes in their bytes
+    uint32_t bits = 0;   // 2, 4 or 8
+    // Byte b holds the code of channels[code_index[b]].
     uint16_t code_index[4] = {kNoChannel, kNoChannel, kNoChannel, kNoChannel};
+    uint32_t factor = 1;
+    uint32_t left = 0;     // 0 or 2
+    uint32_t right = 0;
+    uint32_t mask = 0;
+    uint64_t extract = 0;  // the same as the bit matrix of a GF(2) affine instruction
+    uint32_t sum_end = 0;  // ops from this one to sum_end - 1 fit one 16-bit sum together
 };
 
 // What one KV head's labels look like. Either all channels have 16 bits (kept as f16, no
@@ -34,7 +42,8 @@ struct LabelOp {
 struct LabelFormat {
     std::vector<LabelChannel> channels;
     std::vector<float> mean;             // [channels.size()] subtracted from the key
-    std::vector<LabelOp> ops;            // by class; empty when the channels have 16 bits
+    std::vector<LabelOp> ops;            // 2 and 4 bits, then 8; empty when channels have 16
+    uint32_t narrow_op_count = 0;        // ops of 2 and 4 bits
     uint32_t k_head_dim = 0;
     uint32_t plane_count = 0;            // dwords of codes a token has
     size_t span_bytes = 0;               // one span of one KV head, multiple of 64
@@ -98,11 +107,12 @@ struct LabelEncodeInput {
 struct LabelQuery {
     std::vector<float> q;  // [channels.size()] query channels x scale x log2(e)
     // The next three: [label_parameter_count()], in the order of the ops' bytes. The integer
-    // weight of a channel in a span is round(weight x channel scale), one step a bit class.
+    // weight of a channel in a span is round(weight x channel scale).
     std::vector<float> q_ops;    // `q`
     std::vector<float> weight;   // q / step
     std::vector<float> mid;      // step x the middle code: corrects the rounding of the weight
-    float step[3] = {0, 0, 0};   // score per unit of the dot product, for 2, 4 and 8 bits
+    // Score per unit of the dot product: of channels with 2 or 4 bits, of channels with 8.
+    float step[2] = {0, 0};
 };
 
 struct LabelQueryInput {

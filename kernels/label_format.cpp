@@ -18,11 +18,28 @@ namespace {
 
 // One nibble of each byte of a plane: four 4-bit codes, or eight 2-bit codes.
 struct NibbleRow {
-    uint8_t plane = 0;
-    uint8_t shift = 0;
-    uint8_t lane_first = 0;  // lanes below are taken
-    uint8_t lane_count() const { return static_cast<uint8_t>(4 - lane_first); }
+    uint32_t plane = 0;
+    uint32_t shift = 0;
+    uint32_t lane_first = 0;  // lanes below are taken
 };
+
+uint32_t code_max(uint32_t bits) { return (1U << bits) - 1U; }
+
+// How the codes of an op get from their place in the dword to the low bits of their bytes.
+void set_scoring(LabelOp& op) {
+    const uint32_t up = op.bits == 2 ? 2 : 0;
+    op.factor = 1U << up;
+    op.left = op.shift < up ? up : 0;
+    op.right = op.shift < up ? 0 : op.shift - up;
+    for (uint32_t lane = 0; lane < 4; ++lane) {
+        if (op.code_index[lane] == LabelOp::kNoChannel) continue;
+        op.mask |= (code_max(op.bits) << up) << (8 * lane);
+    }
+    // Output bit i of a byte is row 7 - i of the matrix.
+    for (uint32_t i = 0; i < op.bits; ++i) {
+        op.extract |= uint64_t{1} << (8 * (7 - (i + up)) + op.shift + i);
+    }
+}
 
 class Packer {
 public:
@@ -31,9 +48,7 @@ public:
         for (const LabelChannel& channel : channels) bits += channel.bits;
         plane_count_ = (bits + 31) / 32;
         for (uint32_t plane = 0; plane < plane_count_; ++plane) {
-            for (const uint8_t shift : {uint8_t{0}, uint8_t{4}}) {
-                rows_.push_back({static_cast<uint8_t>(plane), shift, 0});
-            }
+            for (const uint32_t shift : {0U, 4U}) rows_.push_back({plane, shift, 0});
         }
     }
     uint32_t plane_count() const { return plane_count_; }
@@ -60,22 +75,21 @@ private:
                            const std::vector<uint16_t>& queue, size_t& next) {
         LabelOp op;
         op.plane = row.plane;
-        op.shift = static_cast<uint8_t>(shift);
-        op.bits = static_cast<uint8_t>(bits);
+        op.shift = shift;
+        op.bits = bits;
         for (uint32_t lane = row.lane_first; lane < 4 && next < queue.size(); ++lane) {
-            op.mask |= ((1U << bits) - 1U) << (8 * lane);
             op.code_index[lane] = queue[next++];
         }
+        set_scoring(op);
         return op;
     }
     std::vector<LabelOp> pack_bytes(const std::vector<uint16_t>& queue) {
         std::vector<LabelOp> ops;
         for (size_t next = 0; next < queue.size();) {
             const size_t row = 2 * (next / 4);
-            const size_t taken = std::min<size_t>(4, queue.size() - next);
+            const size_t first = next;
             ops.push_back(make_op(rows_[row], 0, 8, queue, next));
-            rows_[row].lane_first = static_cast<uint8_t>(taken);
-            rows_[row + 1].lane_first = static_cast<uint8_t>(taken);
+            rows_[row].lane_first = rows_[row + 1].lane_first = static_cast<uint32_t>(next - first);
         }
         return ops;
     }
@@ -85,9 +99,9 @@ private:
         for (NibbleRow& row : rows_) {
             if (next == queue.size()) break;
             if (row.lane_first == 4) continue;
-            const size_t taken = std::min<size_t>(row.lane_count(), queue.size() - next);
+            const size_t first = next;
             ops.push_back(make_op(row, row.shift, 4, queue, next));
-            row.lane_first = static_cast<uint8_t>(row.lane_first + taken);
+            row.lane_first += static_cast<uint32_t>(next - first);
         }
         return ops;
     }
@@ -113,6 +127,18 @@ private:
     uint32_t plane_count_ = 0;
     std::vector<NibbleRow> rows_;
 };
+
+// A 16-bit sum takes two products of a weight (up to 127) and a code an op: codes up to 128 in
+// all. 8-bit channels have smaller weights, and a sum of their own each.
+void set_sum_ends(std::vector<LabelOp>& ops) {
+    const auto largest = [&](size_t i) { return code_max(ops[i].bits) * ops[i].factor; };
+    for (size_t begin = 0; begin < ops.size(); ++begin) {
+        uint32_t room = 128;
+        size_t end = begin;
+        for (; end < ops.size() && largest(end) <= room; ++end) room -= largest(end);
+        ops[begin].sum_end = static_cast<uint32_t>(std::max(end, begin + 1));
+    }
+}
 
 size_t round_up_64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -157,6 +183,9 @@ LabelFormat make_label_format(std::vector<LabelChannel> channels, std::vector<fl
     Packer packer(format.channels);
     format.plane_count = packer.plane_count();
     format.ops = packer.pack();
+    set_sum_ends(format.ops);
+    format.narrow_op_count = static_cast<uint32_t>(std::count_if(
+        format.ops.begin(), format.ops.end(), [](const LabelOp& op) { return op.bits != 8; }));
     format.span_bytes = span_bytes_of(format.plane_count, format.ops.size());
     return format;
 }
@@ -181,7 +210,7 @@ size_t open_span_bytes(const LabelFormat& format) {
 }
 
 LabelRange label_range(float low, float high, uint32_t bits) {
-    const float levels = static_cast<float>((1U << bits) - 1U);
+    const float levels = static_cast<float>(code_max(bits));
     low = std::clamp(low, -kF16Max, kF16Max);
     high = std::clamp(high, -kF16Max, kF16Max);
     LabelRange range;
@@ -203,10 +232,10 @@ void label_decode(const LabelFormat& format, const std::byte* span, uint32_t slo
         const LabelOp& op = format.ops[i];
         uint32_t dword = 0;
         std::memcpy(&dword, span + (size_t{op.plane} * kSpanSlots + slot_in_span) * 4, 4);
-        const uint32_t codes = (dword >> op.shift) & op.mask;
+        const uint32_t codes = dword >> op.shift;
         for (size_t lane = 0; lane < 4; ++lane) {
             if (op.code_index[lane] == LabelOp::kNoChannel) continue;
-            const float code = static_cast<float>((codes >> (8 * lane)) & 0xffU);
+            const float code = static_cast<float>((codes >> (8 * lane)) & code_max(op.bits));
             const size_t at = 4 * i + lane;
             values[op.code_index[lane]] = load_f16(minima, at) + load_f16(scales, at) * code;
         }

@@ -25,7 +25,7 @@ namespace HWY_NAMESPACE {
 namespace {
 
 constexpr uint32_t kTileRows = kAttendTileRows;
-constexpr uint32_t kQPerKvMax = 16;
+constexpr uint32_t kBatchHeads = 64;  // query heads whose weights are kept at once
 constexpr uint32_t kHeadsAtOnce = 4;  // query heads that share one pass over a row
 constexpr uint32_t kLineBytes = 64;
 
@@ -273,66 +273,74 @@ TileFunctions tile_functions(const PieceFormat& format) {
 }
 
 // Scores become weights relative to the new maximum; max and sum of the state move on, and
-// `factors` says by how much older sums shrink.
-HWY_INLINE void softmax_tile(const HeadWork& work, float scale, uint32_t q_per_kv, float* max,
-                             float* sum, float* factors) {
+// `factor` says by how much older sums shrink. One query head.
+HWY_INLINE void softmax_head(float* weights, uint32_t count, F32Vec scale, float* max, float* sum,
+                             float* factor) {
     const F32Tag d;
     const F32Vec none = hn::Set(d, -std::numeric_limits<float>::infinity());
-    HWY_ALIGN float max_new[kQPerKvMax];
-    for (uint32_t g = 0; g < q_per_kv; ++g) {
-        float* row = work.weights + g * kTileRows;
-        F32Vec most = none;
-        for (uint32_t t = 0; t < kTileRows; t += kLanes) {
-            const auto live = hn::FirstN(d, std::max(work.tile->count, t) - t);
-            const F32Vec score =
-                hn::IfThenElse(live, hn::Mul(hn::Load(d, row + t), hn::Set(d, scale)), none);
-            hn::Store(score, d, row + t);
-            most = hn::Max(most, score);
+    const F32Vec max_old = hn::Set(d, *max);
+    F32Vec scores[kTileRows / kLanes];
+    F32Vec most = max_old;
+    for (uint32_t i = 0; i < kTileRows / kLanes; ++i) {
+        scores[i] = hn::Mul(hn::Load(d, weights + i * kLanes), scale);
+        if (count < kTileRows) {
+            const uint32_t first = static_cast<uint32_t>(i * kLanes);
+            const auto live = hn::FirstN(d, std::max(count, first) - first);
+            scores[i] = hn::IfThenElse(live, scores[i], none);
         }
-        max_new[g] = std::max(max[g], hn::GetLane(hn::MaxOfLanes(d, most)));
-        factors[g] = max[g] - max_new[g];
-        max[g] = max_new[g];
+        most = hn::Max(most, scores[i]);
     }
-    for (uint32_t g = 0; g < q_per_kv; g += kLanes) {
-        hn::Store(exp_nonpositive(hn::Load(d, factors + g)), d, factors + g);
+    const F32Vec max_new = hn::MaxOfLanes(d, most);
+    const F32Vec shrink = exp_nonpositive(hn::Sub(max_old, max_new));
+    F32Vec total = hn::Zero(d);
+    for (uint32_t i = 0; i < kTileRows / kLanes; ++i) {
+        const F32Vec weight = exp_nonpositive(hn::Sub(scores[i], max_new));
+        hn::Store(weight, d, weights + i * kLanes);
+        total = hn::Add(total, weight);
     }
-    for (uint32_t g = 0; g < q_per_kv; ++g) {
-        float* row = work.weights + g * kTileRows;
-        F32Vec total = hn::Zero(d);
-        for (uint32_t t = 0; t < kTileRows; t += kLanes) {
-            const F32Vec weight =
-                exp_nonpositive(hn::Sub(hn::Load(d, row + t), hn::Set(d, max_new[g])));
-            hn::Store(weight, d, row + t);
-            total = hn::Add(total, weight);
-        }
-        sum[g] = sum[g] * factors[g] + hn::GetLane(hn::SumOfLanes(d, total));
-    }
+    *max = hn::GetLane(max_new);
+    *factor = hn::GetLane(shrink);
+    *sum = *sum * *factor + hn::GetLane(hn::SumOfLanes(d, total));
 }
 
-void attend_tile(const AttendInput& in, const TileFunctions& functions, const Tile& tile,
-                 Prefetcher& prefetcher, uint32_t prefetch_lines, const AttendPartial& out) {
+// KV heads [kv_first, kv_end) of one tile, at most kBatchHeads query heads.
+void attend_heads(const AttendInput& in, const TileFunctions& functions, const Tile& tile,
+                  uint32_t kv_first, uint32_t kv_end, Prefetcher& prefetcher,
+                  uint32_t prefetch_lines, const AttendPartial& out) {
     const PieceFormat& format = in.kv.format;
-    HWY_ALIGN float weights[kQPerKvMax * kTileRows];
-    HWY_ALIGN float factors[kQPerKvMax] = {};
-    HeadWork work;
-    work.tile = &tile;
-    work.k_head_dim = format.k_head_dim;
-    work.v_head_dim = format.v_head_dim;
-    work.q_head_stride = in.q_head_stride;
-    work.factors = factors;
-    work.weights = weights;
-    work.prefetcher = &prefetcher;
-    work.prefetch_lines = prefetch_lines;
-    for (uint32_t kv_head = 0; kv_head < format.kv_head_count; ++kv_head) {
+    HWY_ALIGN float weights[kBatchHeads * kTileRows];
+    float factors[kBatchHeads];
+    const auto work_of = [&](uint32_t kv_head) HWY_ATTR {
         const uint32_t head = kv_head * in.q_per_kv;
-        work.k_offset = size_t{kv_head} * format.row_stride_bytes;
-        work.v_offset = work.k_offset + format.v_offset_bytes;
-        work.q = in.q + head * in.q_head_stride;
-        work.out = out.out + size_t{head} * format.v_head_dim;
+        const uint32_t in_batch = (kv_head - kv_first) * in.q_per_kv;
+        const size_t offset = size_t{kv_head} * format.row_stride_bytes;
+        return HeadWork{.tile = &tile,
+                        .k_offset = offset,
+                        .v_offset = offset + format.v_offset_bytes,
+                        .k_head_dim = format.k_head_dim,
+                        .v_head_dim = format.v_head_dim,
+                        .q = in.q + head * in.q_head_stride,
+                        .q_head_stride = in.q_head_stride,
+                        .out = out.out + size_t{head} * format.v_head_dim,
+                        .factors = factors + in_batch,
+                        .weights = weights + in_batch * kTileRows,
+                        .prefetcher = &prefetcher,
+                        .prefetch_lines = prefetch_lines};
+    };
+    for (uint32_t kv_head = kv_first; kv_head < kv_end; ++kv_head) {
+        const HeadWork work = work_of(kv_head);
         for (uint32_t g = 0; g < in.q_per_kv; g += kHeadsAtOnce) {
             functions.qk[std::min(in.q_per_kv - g, kHeadsAtOnce) - 1](work, g);
         }
-        softmax_tile(work, in.scale, in.q_per_kv, out.max + head, out.sum + head, factors);
+    }
+    const F32Vec scale = hn::Set(F32Tag(), in.scale);
+    const uint32_t head_first = kv_first * in.q_per_kv;
+    for (uint32_t g = 0; g < (kv_end - kv_first) * in.q_per_kv; ++g) {
+        softmax_head(weights + g * kTileRows, tile.count, scale, out.max + head_first + g,
+                     out.sum + head_first + g, factors + g);
+    }
+    for (uint32_t kv_head = kv_first; kv_head < kv_end; ++kv_head) {
+        const HeadWork work = work_of(kv_head);
         for (uint32_t g = 0; g < in.q_per_kv; g += kHeadsAtOnce) {
             functions.pv[std::min(in.q_per_kv - g, kHeadsAtOnce) - 1](work, g);
         }
@@ -352,6 +360,7 @@ void attend_part_here(const AttendInput& in, uint32_t begin, uint32_t end, const
     const uint32_t steps =
         8 * format.kv_head_count * ((in.q_per_kv + kHeadsAtOnce - 1) / kHeadsAtOnce);
     const uint32_t prefetch_lines = (kTileRows * lines_per_piece + steps - 1) / steps;
+    const uint32_t kv_batch = kBatchHeads / in.q_per_kv;
     Tile tile = make_tile(in, begin, end);
     Prefetcher(tile, lines_per_piece).step(UINT32_MAX);
     for (uint32_t at = begin; at < end; at += kTileRows) {
@@ -359,7 +368,10 @@ void attend_part_here(const AttendInput& in, uint32_t begin, uint32_t end, const
         next.count = 0;
         if (at + kTileRows < end) next = make_tile(in, at + kTileRows, end);
         Prefetcher prefetcher(next, lines_per_piece);
-        attend_tile(in, functions, tile, prefetcher, prefetch_lines, out);
+        for (uint32_t kv = 0; kv < format.kv_head_count; kv += kv_batch) {
+            attend_heads(in, functions, tile, kv, std::min(kv + kv_batch, format.kv_head_count),
+                         prefetcher, prefetch_lines, out);
+        }
         tile = next;
     }
 }

@@ -23,8 +23,8 @@
 #include "shoal/status.hpp"
 
 #if HWY_TARGET == HWY_AVX3_DL
-// As HWY_BEFORE_NAMESPACE(); Highway 1.0.3 forgets avx512vnni, which every AVX3_DL machine has.
-HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")
+// As HWY_BEFORE_NAMESPACE(); Highway 1.0.3 asks the machine for VNNI and GFNI, but not the compiler.
+HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni,gfni")
 #else
 HWY_BEFORE_NAMESPACE();
 #endif
@@ -51,14 +51,22 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // ---- Target-specific: four-byte dot products (Highway 1.0.3 has none) ----
 
 #if HWY_TARGET == HWY_AVX3_DL
-constexpr uint32_t kOpsPerSum[3] = {1024, 1024, 1024};
+constexpr bool kWideSums = true;
+HWY_INLINE VU extract(VU dwords, const LabelOp& op) {
+    const __m512i matrix = _mm512_set1_epi64(static_cast<int64_t>(op.extract));
+    return VU{_mm512_gf2p8affine_epi64_epi8(dwords.raw, matrix, 0)};
+}
 HWY_INLINE VI dot4(VI sum, VU codes, VI weights) {
     return VI{_mm512_dpbusd_epi32(sum.raw, codes.raw, weights.raw)};
 }
 HWY_INLINE VI widen(VI sum) { return sum; }
 #else
-// Sums of two products in 16 bits: 2 x 3 x 127 x 40, 2 x 15 x 127 x 8 and 2 x 255 x 64 fit.
-constexpr uint32_t kOpsPerSum[3] = {40, 8, 1};
+// Sums have 16 bits: LabelOp::sum_end says when one is full.
+constexpr bool kWideSums = HWY_TARGET == HWY_SCALAR;
+HWY_INLINE VU extract(VU dwords, const LabelOp& op) {
+    const VU moved = op.left != 0 ? hn::ShiftLeft<2>(dwords) : dwords >> hn::Set(kU, op.right);
+    return hn::And(moved, hn::Set(kU, op.mask));
+}
 #if HWY_TARGET == HWY_AVX3
 HWY_INLINE VI dot4(VI sum, VU codes, VI weights) {
     return VI{_mm512_add_epi16(sum.raw, _mm512_maddubs_epi16(codes.raw, weights.raw))};
@@ -98,13 +106,19 @@ HWY_INLINE VI widen(VI sum) {
 
 // ---- Portable from here on ----
 
-// 2^x: the float whose exponent and mantissa are x + 127, less the mean error of that.
+// 2^x, linear in the mantissa: a float's bits are its exponent and mantissa in a row, so they are
+// x + 127 in fixed point. Adding 512 puts 14 fraction bits at the end of the float, a shift moves
+// them into place. The bias makes the mean error 0. Exponents are limited to +-100.
 HWY_INLINE VF exp2_linear(VF x) {
-    constexpr float kUnit = 8388608.0F;               // 2^23
-    constexpr float kBias = (127.0F - 0.0573F) * kUnit;
-    const VF limited = hn::Min(x, hn::Set(kF, kLabelExponentMax));
-    const VF bits = hn::MulAdd(limited, hn::Set(kF, kUnit), hn::Set(kF, kBias));
-    return hn::BitCast(kF, hn::ConvertTo(kI, hn::Max(bits, hn::Zero(kF))));
+    constexpr float kBias = 512.0F + 127.0F - 0.0573F;
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+    // The smaller magnitude, with the sign of x: both limits in one instruction.
+    const VF limited{_mm512_range_ps(x.raw, _mm512_set1_ps(kLabelExponentMax), 2)};
+#else
+    const VF limited = hn::Clamp(x, hn::Set(kF, -kLabelExponentMax), hn::Set(kF, kLabelExponentMax));
+#endif
+    const VU bits = hn::BitCast(kU, hn::Add(limited, hn::Set(kF, kBias)));
+    return hn::BitCast(kF, hn::ShiftLeft<9>(bits));
 }
 
 HWY_INLINE hn::Mask<DF> mask_at(const uint64_t words[2], uint32_t t) {
@@ -124,28 +138,67 @@ struct Tile {
 };
 
 // Weights and constants of a tile in this span. `lse_guess` goes into the constant.
-HWY_INLINE void prepare(const LabelFormat& format, const std::byte* span, uint32_t heads,
-                        const float* lse_guess, Tile& tile) {
+template <uint32_t kHeads>
+HWY_INLINE void prepare(const LabelFormat& format, const std::byte* span, const float* lse_guess,
+                        Tile& tile) {
     const hn::Rebind<hwy::float16_t, DF> f16;
     const hn::Rebind<int8_t, DI> i8;
+    // Adding 1.5 x 2^23 rounds to a whole number and leaves it in the lowest bits.
+    const VF magic = hn::Set(kF, 12582912.0F);
     const size_t count = label_parameter_count(format);
     const auto* scales = reinterpret_cast<const hwy::float16_t*>(
         span + format.plane_count * size_t{kSpanSlots} * 4);
     const hwy::float16_t* minima = scales + count;
-    for (uint32_t g = 0; g < heads; ++g) {
-        const LabelQuery& query = tile.queries[g];
-        VF constant = hn::Zero(kF);
-        for (size_t p = 0; p < count; p += kLanes) {
-            const VF scale = hn::PromoteTo(kF, hn::LoadU(f16, scales + p));
-            const VF minimum = hn::PromoteTo(kF, hn::LoadU(f16, minima + p));
+    VF constants[kHeads];
+    for (VF& constant : constants) constant = hn::Zero(kF);
+    for (size_t p = 0; p < count; p += kLanes) {
+        const VF scale = hn::PromoteTo(kF, hn::LoadU(f16, scales + p));
+        const VF minimum = hn::PromoteTo(kF, hn::LoadU(f16, minima + p));
+        for (uint32_t g = 0; g < kHeads; ++g) {
+            const LabelQuery& query = tile.queries[g];
             const VF weight = hn::Mul(hn::LoadU(kF, query.weight.data() + p), scale);
-            const VI rounded = hn::NearestInt(weight);
+            const VF shifted = hn::Add(weight, magic);
+            const VI rounded = hn::Sub(hn::BitCast(kI, shifted), hn::BitCast(kI, magic));
             hn::StoreU(hn::DemoteTo(i8, rounded), i8, tile.weights[g] + p);
-            constant = hn::MulAdd(hn::LoadU(kF, query.q_ops.data() + p), minimum, constant);
-            constant = hn::MulAdd(hn::Sub(weight, hn::ConvertTo(kF, rounded)),
-                                  hn::LoadU(kF, query.mid.data() + p), constant);
+            const VF lost = hn::Sub(weight, hn::Sub(shifted, magic));
+            constants[g] = hn::MulAdd(hn::LoadU(kF, query.q_ops.data() + p), minimum, constants[g]);
+            constants[g] = hn::MulAdd(hn::LoadU(kF, query.mid.data() + p), lost, constants[g]);
         }
-        tile.constant[g] = hn::GetLane(hn::SumOfLanes(kF, constant)) - lse_guess[g];
+    }
+    for (uint32_t g = 0; g < kHeads; ++g) {
+        tile.constant[g] = hn::GetLane(hn::SumOfLanes(kF, constants[g])) - lse_guess[g];
+    }
+}
+
+// Adds step x integer dot products of ops [begin, end) to the scores.
+template <uint32_t kHeads, uint32_t kVectors>
+HWY_INLINE void score_ops(const LabelOp* ops, size_t begin, size_t end, uint32_t kind,
+                          const uint32_t* planes, const Tile& tile,
+                          VF (&scores)[kHeads][kVectors]) {
+    VI sums[kHeads][kVectors];
+    for (auto& row : sums) {
+        for (VI& sum : row) sum = hn::Zero(kI);
+    }
+    for (size_t i = begin; i < end; ++i) {
+        const uint32_t* plane = planes + size_t{ops[i].plane} * kSpanSlots;
+        VU codes[kVectors];
+        for (uint32_t v = 0; v < kVectors; ++v) {
+            codes[v] = extract(hn::LoadU(kU, plane + v * kLanes), ops[i]);
+        }
+        for (uint32_t g = 0; g < kHeads; ++g) {
+            int32_t packed = 0;
+            std::memcpy(&packed, tile.weights[g] + 4 * i, sizeof(packed));
+            const VI weights = hn::Set(kI, packed);
+            for (uint32_t v = 0; v < kVectors; ++v) {
+                sums[g][v] = dot4(sums[g][v], codes[v], weights);
+            }
+        }
+    }
+    for (uint32_t g = 0; g < kHeads; ++g) {
+        const VF step = hn::Set(kF, tile.queries[g].step[kind]);
+        for (uint32_t v = 0; v < kVectors; ++v) {
+            scores[g][v] = hn::MulAdd(hn::ConvertTo(kF, widen(sums[g][v])), step, scores[g][v]);
+        }
     }
 }
 
@@ -154,41 +207,13 @@ template <uint32_t kHeads, uint32_t kVectors>
 HWY_INLINE void score_codes(const LabelFormat& format, const std::byte* span, const Tile& tile,
                             uint32_t t, VF (&scores)[kHeads][kVectors]) {
     const auto* planes = reinterpret_cast<const uint32_t*>(span) + t;
-    const size_t op_count = format.ops.size();
-    for (size_t begin = 0; begin < op_count;) {
-        const uint32_t bits = format.ops[begin].bits;
-        const uint32_t kind = bits == 2 ? 0 : bits == 4 ? 1 : 2;
-        VI sums[kHeads][kVectors];
-        for (auto& row : sums) {
-            for (VI& sum : row) sum = hn::Zero(kI);
-        }
-        const size_t limit = std::min<size_t>(op_count, begin + kOpsPerSum[kind]);
-        size_t i = begin;
-        for (; i < limit && format.ops[i].bits == bits; ++i) {
-            const LabelOp& op = format.ops[i];
-            const uint32_t* plane = planes + size_t{op.plane} * kSpanSlots;
-            const VU mask = hn::Set(kU, op.mask);
-            VU codes[kVectors];
-            for (uint32_t v = 0; v < kVectors; ++v) {
-                const VU dwords = hn::LoadU(kU, plane + v * kLanes);
-                codes[v] = hn::And(hn::ShiftRightSame(dwords, op.shift), mask);
-            }
-            for (uint32_t g = 0; g < kHeads; ++g) {
-                int32_t packed = 0;
-                std::memcpy(&packed, tile.weights[g] + 4 * i, sizeof(packed));
-                const VI weights = hn::Set(kI, packed);
-                for (uint32_t v = 0; v < kVectors; ++v) {
-                    sums[g][v] = dot4(sums[g][v], codes[v], weights);
-                }
-            }
-        }
-        begin = i;
-        for (uint32_t g = 0; g < kHeads; ++g) {
-            const VF step = hn::Set(kF, tile.queries[g].step[kind]);
-            for (uint32_t v = 0; v < kVectors; ++v) {
-                scores[g][v] =
-                    hn::MulAdd(hn::ConvertTo(kF, widen(sums[g][v])), step, scores[g][v]);
-            }
+    const LabelOp* ops = format.ops.data();
+    for (const uint32_t kind : {0U, 1U}) {
+        const size_t end = kind == 0 ? format.narrow_op_count : format.ops.size();
+        for (size_t begin = kind == 0 ? 0 : format.narrow_op_count; begin < end;) {
+            const size_t stop = kWideSums ? end : ops[begin].sum_end;
+            score_ops(ops, begin, stop, kind, planes, tile, scores);
+            begin = stop;
         }
     }
 }
@@ -217,99 +242,113 @@ HWY_INLINE void score_f16(const LabelFormat& format, const std::byte* span, cons
 struct SpanWork {
     const SpanMask* mask = nullptr;
     bool all_visible = false;
+    bool weigh = true;                     // 2^score is wanted, for `combined` or for the sums
     Combine combine = Combine::sum;
     bool first = true;                     // no head has written `combined` yet
     HWY_ALIGN float combined[kSpanSlots];
 };
 
+// Combines the scores of one vector of slots, and adds 2^score to the heads' sums.
+template <uint32_t kHeads, uint32_t kVectors>
+HWY_INLINE void combine(const VF (&scores)[kHeads][kVectors], uint32_t v, uint32_t t,
+                        SpanWork& work, VF (&head_sums)[kHeads]) {
+    float* combined = work.combined + t;
+    VF total = hn::Zero(kF);
+    if (work.weigh) {
+        VF weights[kHeads];
+        for (uint32_t g = 0; g < kHeads; ++g) weights[g] = exp2_linear(scores[g][v]);
+        if (HWY_UNLIKELY(!work.all_visible)) {
+            const hn::Mask<DF> visible = mask_at(work.mask->visible, t);
+            for (VF& weight : weights) weight = hn::IfThenElseZero(visible, weight);
+        }
+        for (uint32_t g = 0; g < kHeads; ++g) head_sums[g] = hn::Add(head_sums[g], weights[g]);
+        total = weights[0];
+        for (uint32_t g = 1; g < kHeads; ++g) total = hn::Add(total, weights[g]);
+    }
+    if (work.combine == Combine::sum) {
+        if (!work.first) total = hn::Add(total, hn::Load(kF, combined));
+        hn::Store(total, kF, combined);
+        return;
+    }
+    VF best = scores[0][v];
+    for (uint32_t g = 1; g < kHeads; ++g) best = hn::Max(best, scores[g][v]);
+    if (!work.first) best = hn::Max(best, hn::Load(kF, combined));
+    hn::Store(best, kF, combined);
+}
+
+// What is scored, and what is needed soon.
+struct HeadSpan {
+    const LabelFormat* format = nullptr;
+    const std::byte* labels = nullptr;
+    bool is_f16 = false;
+    const std::byte* next = nullptr;  // the same head in the next span
+    size_t next_bytes = 0;
+};
+
 template <uint32_t kHeads, bool kF16>
-void score_tile(const LabelFormat& format, const std::byte* span, const Tile& tile,
-                const std::byte* prefetch, size_t prefetch_bytes, SpanWork& work, float* sums) {
+void score_tile(const HeadSpan& head, const float* lse_guess, Tile& tile, SpanWork& work,
+                float* sums) {
     // Registers: kHeads x kVectors float and as many integer sums.
     constexpr uint32_t kVectors = kLanes == 16 ? (kHeads <= 2 ? 4 : 2) : (kHeads == 1 ? 2 : 1);
     constexpr uint32_t kStep = kVectors * kLanes;
-    const size_t prefetch_step = prefetch_bytes * kStep / kSpanSlots;
+    const size_t next_step = head.next_bytes * kStep / kSpanSlots;
+    if constexpr (kF16) {
+        for (uint32_t g = 0; g < kHeads; ++g) tile.constant[g] = -lse_guess[g];
+    } else {
+        prepare<kHeads>(*head.format, head.labels, lse_guess, tile);
+    }
     VF head_sums[kHeads];
     for (uint32_t g = 0; g < kHeads; ++g) head_sums[g] = hn::LoadU(kF, sums + g * kLanes);
     for (uint32_t t = 0; t < kSpanSlots; t += kStep) {
-        for (size_t at = 0; at < prefetch_step; at += 64) {
-            hwy::Prefetch(prefetch + (t / kStep) * prefetch_step + at);
+        for (size_t at = 0; at < next_step; at += 64) {
+            hwy::Prefetch(head.next + t / kStep * next_step + at);
         }
         VF scores[kHeads][kVectors];
         for (uint32_t g = 0; g < kHeads; ++g) {
             for (VF& score : scores[g]) score = hn::Set(kF, tile.constant[g]);
         }
         if constexpr (kF16) {
-            score_f16(format, span, tile, t, scores);
+            score_f16(*head.format, head.labels, tile, t, scores);
         } else {
-            score_codes(format, span, tile, t, scores);
+            score_codes(*head.format, head.labels, tile, t, scores);
         }
         for (uint32_t v = 0; v < kVectors; ++v) {
-            const uint32_t at = t + v * kLanes;
-            VF best = scores[0][v];
-            VF total = hn::Zero(kF);
-            for (uint32_t g = 0; g < kHeads; ++g) {
-                best = hn::Max(best, scores[g][v]);
-                VF weight = exp2_linear(scores[g][v]);
-                if (!work.all_visible) {
-                    weight = hn::IfThenElseZero(mask_at(work.mask->visible, at), weight);
-                }
-                head_sums[g] = hn::Add(head_sums[g], weight);
-                total = hn::Add(total, weight);
-            }
-            float* combined = work.combined + at;
-            if (work.combine == Combine::sum) {
-                if (!work.first) total = hn::Add(total, hn::Load(kF, combined));
-                hn::Store(total, kF, combined);
-            } else {
-                if (!work.first) best = hn::Max(best, hn::Load(kF, combined));
-                hn::Store(best, kF, combined);
-            }
+            combine(scores, v, t + v * kLanes, work, head_sums);
         }
     }
     for (uint32_t g = 0; g < kHeads; ++g) hn::StoreU(head_sums[g], kF, sums + g * kLanes);
 }
 
-template <bool kF16>
-void score_heads(uint32_t heads, const LabelFormat& format, const std::byte* span,
-                 const Tile& tile, const std::byte* prefetch, size_t prefetch_bytes,
-                 SpanWork& work, float* sums) {
-    const auto run = heads == 1   ? &score_tile<1, kF16>
-                     : heads == 2 ? &score_tile<2, kF16>
-                     : heads == 3 ? &score_tile<3, kF16>
-                                  : &score_tile<4, kF16>;
-    run(format, span, tile, prefetch, prefetch_bytes, work, sums);
-}
+using ScoreTile = void (*)(const HeadSpan&, const float*, Tile&, SpanWork&, float*);
+constexpr ScoreTile kScoreTiles[2][kHeadTileMax] = {
+    {&score_tile<1, false>, &score_tile<2, false>, &score_tile<3, false>, &score_tile<4, false>},
+    {&score_tile<1, true>, &score_tile<2, true>, &score_tile<3, true>, &score_tile<4, true>}};
 
 // Every query head of one KV head over one span.
 void score_kv_head(const LabelScanInput& in, uint32_t span, uint32_t kv_head, Tile& tile,
                    SpanWork& work, float* sums) {
-    const LabelFormat& format = in.formats[kv_head];
-    const bool is_open = span == in.open_span;
-    const bool is_f16 = is_open || format.is_f16();
-    const std::byte* labels = is_open ? in.open + in.open_head_offset_bytes[kv_head]
-                                      : in.spans + span * in.span_stride_bytes +
-                                            in.head_offset_bytes[kv_head];
-    const bool has_next = span + 1 < in.span_end && span + 1 != in.open_span && !is_open;
-    size_t prefetch_bytes = has_next ? format.span_bytes : 0;
-    const std::byte* next = labels + in.span_stride_bytes;
+    HeadSpan head;
+    head.format = &in.formats[kv_head];
+    if (span == in.open_span) {
+        head.labels = in.open + in.open_head_offset_bytes[kv_head];
+        head.is_f16 = true;
+    } else {
+        head.labels = in.spans + span * in.span_stride_bytes + in.head_offset_bytes[kv_head];
+        head.is_f16 = head.format->is_f16();
+        head.next = head.labels + in.span_stride_bytes;
+        const bool has_next = span + 1 < in.span_end && span + 1 != in.open_span;
+        head.next_bytes = has_next ? head.format->span_bytes : 0;
+    }
     for (uint32_t g = 0; g < in.q_per_kv;) {
         const uint32_t left = in.q_per_kv - g;
         const uint32_t tiles_left = (left + kHeadTileMax - 1) / kHeadTileMax;
         const uint32_t heads = (left + tiles_left - 1) / tiles_left;
-        const uint32_t head = kv_head * in.q_per_kv + g;
-        tile.queries = in.queries + head;
-        if (is_f16) {
-            for (uint32_t i = 0; i < heads; ++i) tile.constant[i] = -in.lse_guess[head + i];
-            score_heads<true>(heads, format, labels, tile, next, prefetch_bytes, work,
-                              sums + head * kLanes);
-        } else {
-            prepare(format, labels, heads, in.lse_guess + head, tile);
-            score_heads<false>(heads, format, labels, tile, next, prefetch_bytes, work,
-                               sums + head * kLanes);
-        }
+        const uint32_t q_head = kv_head * in.q_per_kv + g;
+        tile.queries = in.queries + q_head;
+        kScoreTiles[head.is_f16 ? 1 : 0][heads - 1](head, in.lse_guess + q_head, tile, work,
+                                                    sums + q_head * kLanes);
         work.first = false;
-        prefetch_bytes = 0;
+        head.next_bytes = 0;
         g += heads;
     }
 }
@@ -349,6 +388,7 @@ void label_scan_here(const LabelScanInput& in, LabelScanOutput& out) {
     Tile tile;
     SpanWork work;
     work.combine = in.combine;
+    work.weigh = in.combine == Combine::sum || out.head_sums != nullptr;
     for (uint32_t span = in.span_begin; span < in.span_end; ++span) {
         work.mask = &in.masks[span];
         if (work.mask->none_visible()) {

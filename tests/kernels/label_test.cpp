@@ -317,10 +317,12 @@ TEST(LabelFormatTest, ChannelsDoNotOverlap) {
                 std::vector<uint32_t> used(format.plane_count, 0);
                 std::vector<bool> placed(count, false);
                 for (const LabelOp& op : format.ops) {
-                    ASSERT_EQ(used[op.plane] & (op.mask << op.shift), 0U);
-                    used[op.plane] |= op.mask << op.shift;
-                    for (const uint16_t c : op.code_index) {
-                        if (c != LabelOp::kNoChannel) placed[c] = true;
+                    for (uint32_t lane = 0; lane < 4; ++lane) {
+                        if (op.code_index[lane] == LabelOp::kNoChannel) continue;
+                        const uint32_t place = ((1U << op.bits) - 1U) << (8 * lane + op.shift);
+                        ASSERT_EQ(used[op.plane] & place, 0U);
+                        used[op.plane] |= place;
+                        placed[op.code_index[lane]] = true;
                     }
                 }
                 ASSERT_EQ(std::count(placed.begin(), placed.end(), true), long(count));
