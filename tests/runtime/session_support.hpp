@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <vector>
@@ -24,6 +25,12 @@ inline ModelShape small_model(uint32_t layers = 3, uint32_t kv_heads = 3, uint32
     return shape;
 }
 
+// SHOAL_TEST_CONFIG reruns the whole suite under another configuration (tests/run --full).
+inline bool rerun_as(const char* name) {
+    const char* set = std::getenv("SHOAL_TEST_CONFIG");
+    return set != nullptr && std::string(set) == name;
+}
+
 inline Config test_config(uint32_t rows = 32) {
     Config config;
     config.budget.rows = rows;
@@ -32,6 +39,12 @@ inline Config test_config(uint32_t rows = 32) {
     config.safety = {4, 16};
     config.profile.tokens = 256;
     config.host.threads = 2;
+    if (rerun_as("one-thread")) config.host.threads = 1;
+    if (rerun_as("tiny-budget")) {
+        config.budget.rows = std::min(rows, 3U);
+        config.safety = {1, 1};
+    }
+    if (rerun_as("head-sharing")) config.sharing.kind = SharingKind::head;
     return config;
 }
 

@@ -69,10 +69,12 @@ TEST_P(SessionTest, SparseDecodeIsAttentionOverTheListItReports) {
         for (uint32_t layer = 0; layer < 3; ++layer) {
             for (uint32_t head = 0; head < shape().q_head_count; ++head) {
                 const auto slots = driver.session().attended_slots({layer}, 0, head / group);
-                ASSERT_EQ(slots.size(), 32U + 4 + 16);
+                const Config& now = driver.session().config();
+                const auto [sinks, window] = now.safety;
+                ASSERT_EQ(slots.size(), now.budget.rows + sinks + window);
                 ASSERT_TRUE(std::is_sorted(slots.begin(), slots.end()));
-                for (uint32_t s = 0; s < 4; ++s) ASSERT_EQ(slots[s], s) << "sink is missing";
-                for (uint32_t w = 0; w < 16; ++w) {
+                for (uint32_t s = 0; s < sinks; ++s) ASSERT_EQ(slots[s], s) << "sink is missing";
+                for (uint32_t w = 0; w < window; ++w) {
                     ASSERT_EQ(slots[slots.size() - 1 - w], driver.token_count() - 1 - w);
                 }
                 const auto want = driver.expected(layer, 0, slots, head);
@@ -85,8 +87,10 @@ TEST_P(SessionTest, SparseDecodeIsAttentionOverTheListItReports) {
 }
 
 TEST_P(SessionTest, BudgetOfEverythingIsDenseBitForBit) {
-    Driver all(config(100000), shape(), 2048, 7);
-    Config dense_config = config(100000);
+    Config everything = config(100000);
+    everything.budget.rows = 100000;
+    Driver all(everything, shape(), 2048, 7);
+    Config dense_config = everything;
     dense_config.selector.kind = SelectorKind::dense;
     Driver dense(dense_config, shape(), 2048, 7);
     all.step(600);
@@ -128,7 +132,6 @@ TEST(SessionLabels, SelectionFindsTheLoudToken) {
     const ModelShape shape = small_model(1, 2, 2, 64);
     Driver driver(test_config(8), shape, 4096);
     driver.step(900);
-    const auto before = driver.session().attended_slots({0}, 0, 0);
     const std::vector<float> v(2 * 64, 0.25F);
     RandomRows rows(99);
     const std::vector<float> q = rows.make(1, 4, 64);
