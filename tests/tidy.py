@@ -66,8 +66,12 @@ def part_of(path):
     return next((part for part in PARTS if path.startswith(part.folder)), None)
 
 
+# The plugin's own C header is what any host program includes: public, though it lies beside it.
+PUBLIC_HEADERS = ("runtime/engines/llama_cpp/shoal_llama.h",)
+
+
 def included_part(target):
-    if target.startswith("shoal/"):
+    if target.startswith("shoal/") or target in PUBLIC_HEADERS:
         return PARTS[0]
     return part_of(target)
 

@@ -25,6 +25,7 @@ SAMPLES = (
     ("runtime/engines/llama_cpp/a.cpp",
      '#include "ggml-impl.h"\n#include "device.hpp"\n#include "shoal/shoal.hpp"\n', None, 0),
     ("tests/runtime/a.cpp", '#include "runtime/engines/llama_cpp/device.hpp"\n', "include", 1),
+    ("tests/engines/a.cpp", '#include "runtime/engines/llama_cpp/shoal_llama.h"\n', None, 0),
     ("tests/runtime/a.cpp", '#include "tests/helpers.hpp"\n#include "runtime/step.hpp"\n', None, 0),
     ("examples/a.cpp", '#include "runtime/step.hpp"\n', "include", 1),
     ("bench/a.cpp", '#include "tests/helpers.hpp"\n', "include", 1),
