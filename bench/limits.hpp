@@ -44,16 +44,25 @@ inline double seconds_since(Clock::time_point begin) {
     return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
+inline uint64_t read_words(const std::byte* data, size_t bytes) {
+    const auto* words = reinterpret_cast<const uint64_t*>(data);
+    uint64_t sum = 0;
+    for (size_t i = 0; i < bytes / sizeof *words; ++i) sum ^= words[i];
+    return sum;
+}
+
 #if defined(__x86_64__)
-// Reads with software prefetch, without which one core of a server leaves a fifth of the
-// bandwidth unused (sequential streams end at 4 KiB borders for the hardware prefetcher).
+// With or without software prefetch, `kAhead` bytes early. Which is faster depends on the
+// processor: 37 to 45 GB/s with it on a Zen 5 server, 16.7 to 15.3 on a Sapphire Rapids one.
+template <size_t kAhead>
 __attribute__((target("avx512f"))) inline uint64_t read_avx512(const std::byte* data,
                                                                size_t bytes) {
     __m512i sums[8] = {};
     for (size_t at = 0; at < bytes; at += sizeof sums) {
         for (size_t i = 0; i < 8; ++i) {
-            _mm_prefetch(reinterpret_cast<const char*>(data + at + 8192 + 64 * i), _MM_HINT_T0);
-            sums[i] = _mm512_xor_si512(sums[i], _mm512_load_si512(data + at + 64 * i));
+            const std::byte* line = data + at + 64 * i;
+            if constexpr (kAhead > 0) __builtin_prefetch(line + kAhead);
+            sums[i] = _mm512_xor_si512(sums[i], _mm512_load_si512(line));
         }
     }
     for (size_t i = 1; i < 8; ++i) sums[0] = _mm512_xor_si512(sums[0], sums[i]);
@@ -62,67 +71,67 @@ __attribute__((target("avx512f"))) inline uint64_t read_avx512(const std::byte* 
     return words[0];
 }
 
+template <size_t kAhead>
 __attribute__((target("avx2"))) inline uint64_t read_avx2(const std::byte* data, size_t bytes) {
     __m256i sums[8] = {};
     for (size_t at = 0; at < bytes; at += sizeof sums) {
-        for (size_t i = 0; i < 8; i += 2) {
-            _mm_prefetch(reinterpret_cast<const char*>(data + at + 8192 + 32 * i), _MM_HINT_T0);
-        }
         for (size_t i = 0; i < 8; ++i) {
-            const auto* from = reinterpret_cast<const __m256i*>(data + at + 32 * i);
-            sums[i] = _mm256_xor_si256(sums[i], _mm256_load_si256(from));
+            const std::byte* from = data + at + 32 * i;
+            if constexpr (kAhead > 0) {
+                if (i % 2 == 0) __builtin_prefetch(from + kAhead);
+            }
+            const __m256i value = _mm256_load_si256(reinterpret_cast<const __m256i*>(from));
+            sums[i] = _mm256_xor_si256(sums[i], value);
         }
     }
     for (size_t i = 1; i < 8; ++i) sums[0] = _mm256_xor_si256(sums[0], sums[i]);
     return static_cast<uint64_t>(_mm256_extract_epi64(sums[0], 0));
 }
 
-// Twelve chains hide a latency of 4 at two instructions a cycle, and fit AVX2's registers. The
-// empty asm keeps the compiler from seeing that they are all the same.
+// Twelve chains hide a latency of 4 at two instructions a cycle, and fit AVX2's registers. They
+// start from different values, or a compiler makes one of them.
 constexpr size_t kChains = 12;
 
 __attribute__((target("avx2,fma"))) inline float fma_avx2(uint64_t rounds) {
-    __m256 sums[kChains] = {};
+    __m256 sums[kChains];
+    for (size_t i = 0; i < kChains; ++i) sums[i] = _mm256_set1_ps(static_cast<float>(i));
     const __m256 a = _mm256_set1_ps(0.5F);
     for (uint64_t round = 0; round < rounds; ++round) {
-        for (size_t i = 0; i < kChains; ++i) {
-            sums[i] = _mm256_fmadd_ps(sums[i], a, a);
-            asm volatile("" : "+x"(sums[i]));
-        }
+        for (size_t i = 0; i < kChains; ++i) sums[i] = _mm256_fmadd_ps(sums[i], a, a);
     }
     for (size_t i = 1; i < kChains; ++i) sums[0] = _mm256_add_ps(sums[0], sums[i]);
     return _mm256_cvtss_f32(sums[0]);
 }
 
 __attribute__((target("avx512f"))) inline float fma_avx512(uint64_t rounds) {
-    __m512 sums[kChains] = {};
+    __m512 sums[kChains];
+    for (size_t i = 0; i < kChains; ++i) sums[i] = _mm512_set1_ps(static_cast<float>(i));
     const __m512 a = _mm512_set1_ps(0.5F);
     for (uint64_t round = 0; round < rounds; ++round) {
-        for (size_t i = 0; i < kChains; ++i) {
-            sums[i] = _mm512_fmadd_ps(sums[i], a, a);
-            asm volatile("" : "+v"(sums[i]));
-        }
+        for (size_t i = 0; i < kChains; ++i) sums[i] = _mm512_fmadd_ps(sums[i], a, a);
     }
     for (size_t i = 1; i < kChains; ++i) sums[0] = _mm512_add_ps(sums[0], sums[i]);
     return _mm512_cvtss_f32(sums[0]);
 }
 
 __attribute__((target("avx512f,avx512bf16"))) inline float dot_bf16(uint64_t rounds) {
-    __m512 sums[kChains] = {};
+    __m512 sums[kChains];
+    for (size_t i = 0; i < kChains; ++i) sums[i] = _mm512_set1_ps(static_cast<float>(i));
     const auto pairs = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3F00));  // 0.5
     for (uint64_t round = 0; round < rounds; ++round) {
-        for (size_t i = 0; i < kChains; ++i) {
-            sums[i] = _mm512_dpbf16_ps(sums[i], pairs, pairs);
-            asm volatile("" : "+v"(sums[i]));
-        }
+        for (size_t i = 0; i < kChains; ++i) sums[i] = _mm512_dpbf16_ps(sums[i], pairs, pairs);
     }
     for (size_t i = 1; i < kChains; ++i) sums[0] = _mm512_add_ps(sums[0], sums[i]);
     return _mm512_cvtss_f32(sums[0]);
 }
 
-inline uint64_t read_all(const std::byte* data, size_t bytes) {
-    static const bool has_avx512 = __builtin_cpu_supports("avx512f");
-    return has_avx512 ? read_avx512(data, bytes) : read_avx2(data, bytes);
+using Reader = uint64_t (*)(const std::byte* data, size_t bytes);
+
+inline std::vector<Reader> readers() {
+    constexpr size_t kAhead = 8192;
+    if (__builtin_cpu_supports("avx512f")) return {read_avx512<0>, read_avx512<kAhead>};
+    if (__builtin_cpu_supports("avx2")) return {read_avx2<0>, read_avx2<kAhead>};
+    return {read_words};
 }
 
 inline bool has(Fma fma) {
@@ -145,12 +154,9 @@ inline double run_fma(Fma fma, uint64_t rounds, float& sink) {
     return 0;
 }
 #else
-inline uint64_t read_all(const std::byte* data, size_t bytes) {
-    const auto* words = reinterpret_cast<const uint64_t*>(data);
-    uint64_t sum = 0;
-    for (size_t i = 0; i < bytes / sizeof *words; ++i) sum ^= words[i];
-    return sum;
-}
+using Reader = uint64_t (*)(const std::byte* data, size_t bytes);
+
+inline std::vector<Reader> readers() { return {read_words}; }
 inline bool has(Fma) { return false; }
 inline double run_fma(Fma, uint64_t, float&) { return 0; }
 #endif
@@ -169,19 +175,18 @@ public:
         for (size_t at = 0; at < kBufferBytes; at += offload::kPageBytes) {
             region_.data()[at] = std::byte{1};
         }
+        double best = 0;
+        for (int attempt = 0; attempt < 5; ++attempt) {
+            for (const detail::Reader candidate : detail::readers()) {
+                const double rate = read_with(candidate);
+                if (rate > best) reader_ = candidate;
+                best = std::max(best, rate);
+            }
+        }
     }
 
-    // Sequential reads of 192 MiB, in parts of 2 MiB.
-    double read_gb_per_s() {
-        constexpr uint32_t kParts = 96;
-        const auto begin = detail::Clock::now();
-        offload::run_on(executor_, kParts, [&](uint32_t index, uint32_t) {
-            const size_t part = (next_part_ + index) % (kBufferBytes / kPartBytes);
-            sink_ = sink_ + detail::read_all(region_.data() + part * kPartBytes, kPartBytes);
-        });
-        next_part_ += kParts;
-        return static_cast<double>(kParts * kPartBytes) / detail::seconds_since(begin) * 1e-9;
-    }
+    // Sequential reads of 192 MiB, in parts of 2 MiB, in the fastest way found.
+    double read_gb_per_s() { return read_with(reader_); }
 
     // Peak of one instruction on all threads, about 5 ms. 0 where the processor lacks it.
     double gflop_per_s(Fma fma) {
@@ -202,6 +207,17 @@ public:
     }
 
 private:
+    double read_with(detail::Reader reader) {
+        constexpr uint32_t kParts = 96;
+        const auto begin = detail::Clock::now();
+        offload::run_on(executor_, kParts, [&](uint32_t index, uint32_t) {
+            const size_t part = (next_part_ + index) % (kBufferBytes / kPartBytes);
+            sink_ = sink_ + reader(region_.data() + part * kPartBytes, kPartBytes);
+        });
+        next_part_ += kParts;
+        return static_cast<double>(kParts * kPartBytes) / detail::seconds_since(begin) * 1e-9;
+    }
+
     static constexpr size_t kBufferBytes = size_t{1} << 30;
     static constexpr size_t kPartBytes = offload::kHugePageBytes;
 
@@ -210,6 +226,7 @@ private:
     offload::Arena arena_ = offload::Arena::real(budget_, offload::HugePages::advise);
     offload::Region region_;
     size_t next_part_ = 0;
+    detail::Reader reader_ = nullptr;
     std::atomic<uint64_t> sink_{0};  // keeps the work from being optimised away
 };
 
