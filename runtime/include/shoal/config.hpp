@@ -75,6 +75,7 @@ struct Config {
 // Where a value came from, for `shoal config` and for error messages.
 enum class ConfigOrigin : uint8_t { default_value, file, environment, flag };
 
+// One key with its value, as `shoal config` shows it.
 struct ConfigSetting {
     std::string key;     // "budget.rows"
     std::string value;   // as TOML text

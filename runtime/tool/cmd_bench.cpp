@@ -1,0 +1,327 @@
+// shoal bench: milliseconds per token and prompt tokens per second at depths, stock llama.cpp and
+// Shoal in turns in one process.
+#include <algorithm>
+#include <memory>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "offload/memory_limits.hpp"
+#include "runtime/tool/commands.hpp"
+#include "runtime/tool/exit.hpp"
+#include "runtime/tool/generate.hpp"
+#include "runtime/tool/options.hpp"
+#include "runtime/tool/process_memory.hpp"
+#include "runtime/tool/replicate.hpp"
+#include "runtime/tool/report.hpp"
+#include "runtime/tool/table.hpp"
+#include "runtime/tool/terminal.hpp"
+
+namespace shoal::tool {
+namespace {
+
+using offload::bytes_text;
+
+// As in compare: the same load for both, caches warm after the first token of a turn.
+constexpr uint32_t kTurnTokens = 4;
+
+struct BenchFlags {
+    CommonFlags common;
+    std::string file;
+    std::string depths = "512,4096,32768";
+    std::string prefill;
+    int64_t tokens = 32;
+    int64_t repeats = 3;
+    int64_t read_max = 4096;
+    bool no_stock = false;
+};
+
+struct Side {
+    std::unique_ptr<Engine> engine;
+    std::vector<double> ms;
+    uint64_t context_bytes = 0;
+    Stats before;
+};
+
+struct DepthResult {
+    uint32_t depth = 0;
+    bool replicated = false;     // rows of a shorter text, repeated: a speed test only
+    DecodeCost stock;
+    DecodeCost shoal;
+    uint64_t stock_bytes = 0;
+    uint64_t shoal_bytes = 0;
+    uint64_t plan_bytes = 0;
+};
+
+struct PrefillResult {
+    uint32_t tokens = 0;
+    std::vector<double> stock;   // tokens per second, one per repeat
+    std::vector<double> shoal;
+};
+
+class Bench {
+public:
+    Bench(const BenchFlags& flags, Prepared prepared)
+        : flags_(flags), prepared_(std::move(prepared)) {}
+
+    Status run(const std::string& text, const std::vector<uint32_t>& depths,
+               const std::vector<uint32_t>& prefills) {
+        SHOAL_TRY(load());
+        tokens_ = shoal_.engine->tokenize(text, false);
+        const uint32_t longest = std::max(
+            *std::max_element(depths.begin(), depths.end()) > read_max() ? read_max() : 1U,
+            prefills.empty() ? 1U : *std::max_element(prefills.begin(), prefills.end()));
+        if (tokens_.size() < longest + 1) {
+            return input_error(fmt::format("-f {}: has {} tokens, this bench reads {}", flags_.file,
+                                           grouped(tokens_.size()), grouped(longest)));
+        }
+        for (const uint32_t tokens : prefills) SHOAL_TRY(measure_prefill(tokens));
+        for (const uint32_t depth : depths) SHOAL_TRY(measure_depth(depth));
+        return Status::ok();
+    }
+
+    const std::vector<DepthResult>& depths() const { return depths_; }
+    const std::vector<PrefillResult>& prefills() const { return prefills_; }
+
+private:
+    uint32_t read_max() const { return static_cast<uint32_t>(flags_.read_max); }
+    bool with_stock() const { return stock_.engine != nullptr; }
+
+    Status load() {
+        Result<std::unique_ptr<Engine>> shoal = Engine::load(EngineKind::shoal, prepared_.engine);
+        if (!shoal) return shoal.status();
+        shoal_.engine = std::move(*shoal);
+        if (flags_.no_stock) return Status::ok();
+        Result<std::unique_ptr<Engine>> stock = Engine::load(EngineKind::stock, prepared_.engine);
+        if (!stock) return stock.status();
+        stock_.engine = std::move(*stock);
+        return Status::ok();
+    }
+
+    Status measure_prefill(uint32_t tokens) {
+        PrefillResult result{.tokens = tokens, .stock = {}, .shoal = {}};
+        const auto prompt = std::span<const llama_token>(tokens_).first(tokens);
+        for (int64_t i = 0; i < flags_.repeats; ++i) {
+            for (Side* side : {&stock_, &shoal_}) {
+                if (!side->engine) continue;
+                SHOAL_TRY(side->engine->make_context(padded_context(tokens)));
+                PrefillTiming timing;
+                const std::string label = fmt::format("{} reads {} tokens",
+                                                      engine_name(side->engine->kind()), tokens);
+                SHOAL_TRY(read_prompt(*side->engine, prompt, label, timing));
+                (side == &stock_ ? result.stock : result.shoal)
+                    .push_back(timing.tokens_per_second());
+                side->engine->drop_context();
+            }
+        }
+        prefills_.push_back(std::move(result));
+        return Status::ok();
+    }
+
+    // A text of `read_max` tokens, or all of the depth where that is less.
+    Status fill_shoal(uint32_t depth, uint32_t read) {
+        const auto prompt = std::span<const llama_token>(tokens_).first(read);
+        PrefillTiming timing;
+        SHOAL_TRY(read_prompt(*shoal_.engine, prompt, fmt::format("reading {} tokens", read),
+                              timing));
+        state_ = save_state(*shoal_.engine);
+        if (read == depth) return Status::ok();
+        Result<std::vector<uint8_t>> longer = replicate_state(state_, depth);
+        if (!longer) return longer.status();
+        state_ = std::move(*longer);
+        return load_state(*shoal_.engine, state_);
+    }
+
+    Status measure_depth(uint32_t depth) {
+        DepthResult result;
+        result.depth = depth;
+        const uint32_t read = std::min(depth, read_max());
+        result.replicated = read < depth;
+        const uint32_t context = padded_context(depth + flags_.tokens * flags_.repeats + 1);
+        const auto plan = plan_memory(prepared_.config.config, prepared_.engine.model, context,
+                                      prepared_.engine.micro_batch);
+        if (!plan) return plan.status();
+        SHOAL_TRY(check_memory(*plan, prepared_.engine.model, context));
+        result.plan_bytes = plan->total_bytes;
+        const uint64_t before = resident_anonymous_bytes();
+        SHOAL_TRY(shoal_.engine->make_context(context));
+        SHOAL_TRY(fill_shoal(depth, read));
+        // The state is a copy of the rows that only this bench needs.
+        const uint64_t after = resident_anonymous_bytes() - state_.capacity();
+        result.shoal_bytes = after > before ? after - before : 0;
+        if (with_stock()) {
+            const uint64_t stock_before = resident_anonymous_bytes();
+            SHOAL_TRY(stock_.engine->make_context(context));
+            SHOAL_TRY(load_state(*stock_.engine, state_));
+            result.stock_bytes = resident_anonymous_bytes() - stock_before;
+        }
+        state_ = {};
+        SHOAL_TRY(decode_in_turns(depth, result));
+        depths_.push_back(std::move(result));
+        shoal_.engine->drop_context();
+        if (with_stock()) stock_.engine->drop_context();
+        return Status::ok();
+    }
+
+    Status decode_in_turns(uint32_t depth, DepthResult& result) {
+        std::vector<double> stock_ms;
+        std::vector<double> shoal_ms;
+        const auto total = static_cast<uint64_t>(flags_.tokens * flags_.repeats);
+        ProgressBar bar(fmt::format("depth {}", grouped(depth)), "tokens", total);
+        // The first token after a fill builds graphs and touches pages: not counted.
+        SHOAL_TRY(turn(*shoal_.engine, 1, nullptr));
+        if (with_stock()) SHOAL_TRY(turn(*stock_.engine, 1, nullptr));
+        const Stats before = shoal_.engine->plugin().stats();
+        for (uint64_t done = 0, turns = 0; done < total; done += kTurnTokens, ++turns) {
+            const auto count =
+                static_cast<uint32_t>(std::min<uint64_t>(kTurnTokens, total - done));
+            const bool shoal_first = turns % 2 == 0;
+            if (with_stock() && !shoal_first) SHOAL_TRY(turn(*stock_.engine, count, &stock_ms));
+            SHOAL_TRY(turn(*shoal_.engine, count, &shoal_ms));
+            if (with_stock() && shoal_first) SHOAL_TRY(turn(*stock_.engine, count, &stock_ms));
+            bar.update(done + count);
+        }
+        const ModelFile& model = prepared_.engine.model;
+        result.shoal = shoal_cost(model, before, shoal_.engine->plugin().stats(),
+                                  std::move(shoal_ms));
+        result.stock = stock_cost(model, depth + static_cast<double>(total) / 2,
+                                  std::move(stock_ms));
+        return Status::ok();
+    }
+
+    Status turn(Engine& engine, uint32_t count, std::vector<double>* ms) {
+        for (uint32_t i = 0; i < count; ++i) {
+            const size_t at = engine.depth() % (tokens_.size() - 1);
+            const Result<double> took = engine.decode(tokens_[at]);
+            if (!took) return took.status();
+            if (ms != nullptr) ms->push_back(*took);
+        }
+        return Status::ok();
+    }
+
+    const BenchFlags& flags_;
+    Prepared prepared_;
+    Side shoal_;
+    Side stock_;
+    std::vector<llama_token> tokens_;
+    std::vector<uint8_t> state_;
+    std::vector<DepthResult> depths_;
+    std::vector<PrefillResult> prefills_;
+};
+
+std::string ratio_text(double stock, double shoal) {
+    return stock > 0 && shoal > 0 ? fmt::format("{:.2f} x", stock / shoal) : "";
+}
+
+std::string number_text(double value) { return value > 0 ? fmt::format("{:.1f}", value) : ""; }
+
+std::string bench_text(const Bench& bench, const Prepared& prepared) {
+    std::string text;
+    if (!bench.prefills().empty()) {
+        Table table({"prompt tokens/s", "stock", "Shoal", "faster"});
+        for (const PrefillResult& r : bench.prefills()) {
+            table.add({grouped(r.tokens), number_text(median(r.stock)),
+                       number_text(median(r.shoal)), ratio_text(median(r.shoal), median(r.stock))});
+        }
+        text += table.text() + "\n";
+    }
+    Table table({"depth", "stock ms/token", "(least)", "Shoal ms/token", "(least)", "faster",
+                 "attended", "read/token", "stock RAM", "Shoal RAM", "plan"});
+    bool replicated = false;
+    for (const DepthResult& r : bench.depths()) {
+        replicated = replicated || r.replicated;
+        table.add({grouped(r.depth) + (r.replicated ? " *" : ""),
+                   number_text(median(r.stock.ms)), number_text(minimum(r.stock.ms)),
+                   number_text(median(r.shoal.ms)), number_text(minimum(r.shoal.ms)),
+                   ratio_text(median(r.stock.ms), median(r.shoal.ms)),
+                   grouped(static_cast<uint64_t>(r.shoal.tokens_attended)),
+                   bytes_text(static_cast<uint64_t>(r.shoal.kv_bytes + r.shoal.label_bytes)),
+                   r.stock_bytes == 0 ? "" : bytes_text(r.stock_bytes), bytes_text(r.shoal_bytes),
+                   bytes_text(r.plan_bytes)});
+    }
+    text += table.text();
+    if (replicated) text += "* a speed test only: the rows of a shorter text, repeated\n";
+    const std::string changed = changed_settings(prepared.config);
+    text += fmt::format("{} threads{}{}\n", prepared.engine.threads, changed.empty() ? "" : ", ",
+                        changed);
+    return text;
+}
+
+nlohmann::ordered_json bench_json(const Bench& bench, const Prepared& prepared) {
+    nlohmann::ordered_json json = report_header("bench", prepared);
+    json["prefill"] = nlohmann::ordered_json::array();
+    for (const PrefillResult& r : bench.prefills()) {
+        json["prefill"].push_back({{"tokens", r.tokens},
+                                   {"stock_tokens_per_second", r.stock},
+                                   {"shoal_tokens_per_second", r.shoal}});
+    }
+    json["depths"] = nlohmann::ordered_json::array();
+    for (const DepthResult& r : bench.depths()) {
+        json["depths"].push_back({{"depth", r.depth},
+                                  {"replicated", r.replicated},
+                                  {"stock", cost_json(r.stock)},
+                                  {"shoal", cost_json(r.shoal)},
+                                  {"stock_context_bytes", r.stock_bytes},
+                                  {"shoal_context_bytes", r.shoal_bytes},
+                                  {"plan_bytes", r.plan_bytes}});
+    }
+    json["resident_bytes"] = resident_bytes();
+    return json;
+}
+
+int bench_command(const BenchFlags& flags) {
+    const auto depths = parse_numbers("-d", flags.depths, 1);
+    if (!depths) return report_error(depths.status());
+    std::vector<uint32_t> prefills;
+    if (!flags.prefill.empty()) {
+        const auto numbers = parse_numbers("--prefill", flags.prefill, 1);
+        if (!numbers) return report_error(numbers.status());
+        prefills = *numbers;
+    }
+    for (const auto& [flag, value] : {std::pair<const char*, int64_t>{"-n", flags.tokens},
+                                      {"--repeats", flags.repeats},
+                                      {"--read-max", flags.read_max}}) {
+        const auto checked = checked_number(flag, value, 1, 1 << 24);
+        if (!checked) return report_error(checked.status());
+    }
+    const Result<std::string> text = read_text_file("-f", flags.file);
+    if (!text) return report_error(text.status());
+    const Result<Prepared> prepared = prepare(flags.common);
+    if (!prepared) return report_error(prepared.status());
+    Bench bench(flags, *prepared);
+    const Status status = bench.run(*text, *depths, prefills);
+    if (!status.is_ok() && !is_interrupted_status(status)) return report_error(status);
+    if (flags.common.json) {
+        print_json(bench_json(bench, *prepared));
+    } else {
+        fmt::print("{}", bench_text(bench, *prepared));
+    }
+    return status.is_ok() ? kExitOk : report_error(status);
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Action& action) {
+    auto flags = std::make_shared<BenchFlags>();
+    CLI::App* command =
+        app.add_subcommand("bench", "speed at depths, stock llama.cpp and Shoal in turns");
+    add_model_flags(*command, flags->common.model);
+    command->add_option("-f,--file", flags->file, "a text to read")->required();
+    command->add_option("-d,--depth", flags->depths, "tokens before the measured ones")
+        ->capture_default_str();
+    command->add_option("--prefill", flags->prefill,
+                        "lengths of prompt whose reading is timed, such as 512,4096");
+    command->add_option("-n,--predict", flags->tokens, "tokens per repeat")->capture_default_str();
+    command->add_option("--repeats", flags->repeats, "repeats")->capture_default_str();
+    command->add_option("--read-max", flags->read_max,
+                        "tokens really read; beyond that their rows are repeated (speed test)")
+        ->capture_default_str();
+    command->add_flag("--no-stock", flags->no_stock, "measure Shoal alone");
+    add_output_flags(*command, flags->common);
+    add_config_flags(*command, flags->common.config);
+    command->callback(
+        [flags, &action] { action.run = [flags] { return bench_command(*flags); }; });
+}
+
+}  // namespace shoal::tool

@@ -1,0 +1,100 @@
+// shoal calibrate: channel statistics of a model, from a text, into a profile.
+#include <filesystem>
+#include <memory>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "runtime/tool/commands.hpp"
+#include "runtime/tool/exit.hpp"
+#include "runtime/tool/generate.hpp"
+#include "runtime/tool/options.hpp"
+#include "runtime/tool/report.hpp"
+#include "runtime/tool/terminal.hpp"
+
+namespace shoal::tool {
+namespace {
+
+struct CalibrateFlags {
+    CommonFlags common;
+    std::string file;
+    std::string output;
+    std::string source;
+    int64_t tokens = 4096;
+};
+
+// "persuasion.txt, tokens 0 to 4,096", unless the user has a better name for the text.
+std::string source_name(const CalibrateFlags& flags) {
+    if (!flags.source.empty()) return flags.source;
+    return fmt::format("{}, first {} tokens", std::filesystem::path(flags.file).filename().string(),
+                       grouped(static_cast<uint64_t>(flags.tokens)));
+}
+
+Result<PrefillTiming> calibrate(const CalibrateFlags& flags, const EngineOptions& options,
+                                const std::string& text) {
+    Result<std::unique_ptr<Engine>> loaded = Engine::load(EngineKind::shoal, options);
+    if (!loaded) return loaded.status();
+    Engine& engine = **loaded;
+    std::vector<llama_token> tokens = engine.tokenize(text, false);
+    const auto wanted = static_cast<size_t>(flags.tokens);
+    if (tokens.size() < wanted) {
+        return input_error(fmt::format("-f {}: has {} tokens, --tokens asks for {}", flags.file,
+                                       grouped(tokens.size()), grouped(wanted)));
+    }
+    tokens.resize(wanted);
+    SHOAL_TRY(engine.make_context(padded_context(wanted)));
+    PrefillTiming timing;
+    SHOAL_TRY(read_prompt(engine, tokens, "calibrating", timing));
+    SHOAL_TRY(engine.plugin().write_profile(flags.output, source_name(flags)));
+    return timing;
+}
+
+int calibrate_command(const CalibrateFlags& flags) {
+    const Result<uint32_t> count = checked_number("--tokens", flags.tokens, 256, 1 << 20);
+    if (!count) return report_error(count.status());
+    const Result<std::string> text = read_text_file("-f", flags.file);
+    if (!text) return report_error(text.status());
+    Result<Prepared> prepared = prepare(flags.common);
+    if (!prepared) return report_error(prepared.status());
+    Config& config = prepared->engine.config;
+    config.profile.path.clear();      // learn afresh, from as many tokens as were asked for
+    config.profile.tokens = *count;
+    config.selector.kind = SelectorKind::labels;
+    const Result<PrefillTiming> timing = calibrate(flags, prepared->engine, *text);
+    if (!timing) return report_error(timing.status());
+    if (flags.common.json) {
+        nlohmann::ordered_json json = report_header("calibrate", *prepared);
+        json["output"] = flags.output;
+        json["source"] = source_name(flags);
+        json["tokens"] = timing->tokens;
+        json["seconds"] = timing->seconds;
+        print_json(json);
+    } else {
+        fmt::print("{}: {} of {} in {:.1f} s\nUse it with --profile.path {}\n", flags.output,
+                   "channel statistics", prepared->engine.model.name, timing->seconds,
+                   flags.output);
+    }
+    return kExitOk;
+}
+
+}  // namespace
+
+void add_calibrate(CLI::App& app, Action& action) {
+    auto flags = std::make_shared<CalibrateFlags>();
+    CLI::App* command = app.add_subcommand(
+        "calibrate", "learn from a text which key channels matter, and write a profile");
+    add_model_flags(*command, flags->common.model);
+    command->add_option("-f,--file", flags->file, "the text; a mixture of kinds is best")
+        ->required();
+    command->add_option("-o,--output", flags->output, "the profile to write")->required();
+    command->add_option("--tokens", flags->tokens, "tokens of the text to use")
+        ->capture_default_str();
+    command->add_option("--source", flags->source, "what the profile says it was made from");
+    add_output_flags(*command, flags->common);
+    add_config_flags(*command, flags->common.config);
+    command->callback(
+        [flags, &action] { action.run = [flags] { return calibrate_command(*flags); }; });
+}
+
+}  // namespace shoal::tool

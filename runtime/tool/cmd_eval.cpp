@@ -1,0 +1,204 @@
+// shoal eval: how far a policy's next-token distributions are from those of dense attention, over
+// the same rows, on a text of the user's.
+#include <cmath>
+#include <memory>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "runtime/tool/commands.hpp"
+#include "runtime/tool/evaluation.hpp"
+#include "runtime/tool/exit.hpp"
+#include "runtime/tool/options.hpp"
+#include "runtime/tool/report.hpp"
+#include "runtime/tool/table.hpp"
+#include "runtime/tool/terminal.hpp"
+
+namespace shoal::tool {
+namespace {
+
+struct EvalFlags {
+    CommonFlags common;
+    std::string file;
+    std::string rows = "512,1024";
+    std::vector<std::string> policies = {"labels"};
+    std::string reference = "dense";
+    int64_t tokens = 8192;
+    int64_t positions = 2048;
+    int64_t offset = 0;
+    int64_t recall_every = 4;
+};
+
+double same_top_part(const Quality& quality) {
+    return static_cast<double>(quality.same_top) / static_cast<double>(quality.kl.size());
+}
+
+std::string eval_text(const EvalFlags& flags, const Evaluation& evaluation) {
+    Table table({"policy", "KL mean", "p50", "p99", "perplexity", "change %", "same top",
+                 "mass found", "worst layer", "ms/token", "attended"});
+    for (const Quality& q : evaluation.results()) {
+        const PerplexityChange change = perplexity_change(q.loss_change);
+        table.add({q.name, fmt::format("{:.5f}", mean_of(q.kl)),
+                   fmt::format("{:.5f}", median(q.kl)), fmt::format("{:.4f}", quantile(q.kl, 0.99)),
+                   fmt::format("{:.3f}", std::exp(q.loss_mean)),
+                   fmt::format("{:+.2f} ±{:.2f}", change.percent, change.error),
+                   fmt::format("{:.4f}", same_top_part(q)),
+                   q.recall_samples == 0 ? "" : fmt::format("{:.3f}", q.mass_recall_mean),
+                   q.recall_samples == 0 ? "" : fmt::format("{:.3f} ({})", q.mass_recall_worst,
+                                                            q.mass_recall_worst_layer),
+                   fmt::format("{:.1f}", median(q.cost.ms)),
+                   fmt::format("{:.0f}", q.cost.tokens_attended)});
+    }
+    return fmt::format("{} positions after {} tokens of {}; reference {}, perplexity {:.3f}\n\n{}",
+                       grouped(static_cast<uint64_t>(flags.positions)),
+                       grouped(static_cast<uint64_t>(flags.tokens - flags.positions - 1)),
+                       flags.file, flags.reference, std::exp(evaluation.reference_loss()),
+                       table.text());
+}
+
+nlohmann::ordered_json eval_json(const EvalFlags& flags, const Prepared& prepared,
+                                 const Evaluation& evaluation) {
+    nlohmann::ordered_json json = report_header("eval", prepared);
+    json["file"] = flags.file;
+    json["tokens"] = flags.tokens;
+    json["positions"] = flags.positions;
+    json["offset"] = flags.offset;
+    json["reference"] = {{"name", flags.reference},
+                         {"perplexity", std::exp(evaluation.reference_loss())}};
+    json["policies"] = nlohmann::ordered_json::array();
+    for (const Quality& q : evaluation.results()) {
+        const PerplexityChange change = perplexity_change(q.loss_change);
+        nlohmann::ordered_json entry;
+        entry["name"] = q.name;
+        entry["kl_mean"] = mean_of(q.kl);
+        entry["kl_p50"] = median(q.kl);
+        entry["kl_p99"] = quantile(q.kl, 0.99);
+        entry["kl_max"] = quantile(q.kl, 1.0);
+        entry["perplexity"] = std::exp(q.loss_mean);
+        entry["perplexity_change_percent"] = change.percent;
+        entry["perplexity_change_error"] = change.error;
+        entry["same_top"] = same_top_part(q);
+        if (q.recall_samples > 0) {
+            entry["mass_recall_mean"] = q.mass_recall_mean;
+            entry["mass_recall_worst"] = q.mass_recall_worst;
+            entry["mass_recall_worst_layer"] = q.mass_recall_worst_layer;
+            entry["recall_samples"] = q.recall_samples;
+        }
+        entry["decode"] = cost_json(q.cost);
+        json["policies"].push_back(std::move(entry));
+    }
+    return json;
+}
+
+Result<Policy> named_policy(const EvalFlags& flags, const std::string& name, Config config) {
+    config.stats.recall_every = static_cast<uint32_t>(flags.recall_every);
+    Policy policy{.name = name, .engine = EngineKind::shoal, .config = config};
+    if (name == "stock") {
+        policy.engine = EngineKind::stock;
+    } else if (name == "stock-noflash") {
+        policy.engine = EngineKind::stock_no_flash;
+    } else if (name == "dense") {
+        policy.config.selector.kind = SelectorKind::dense;
+    } else if (name == "labels") {
+        policy.config.selector.kind = SelectorKind::labels;
+    } else if (name == "recent") {
+        policy.config.selector.kind = SelectorKind::recent;
+    } else {
+        return input_error(fmt::format("--policy {}: must be labels, dense, recent, stock or "
+                                       "stock-noflash",
+                                       name));
+    }
+    return policy;
+}
+
+Result<std::vector<Policy>> make_policies(const EvalFlags& flags, const Config& config) {
+    const auto rows = parse_numbers("--rows", flags.rows, 1);
+    if (!rows) return rows.status();
+    std::vector<Policy> policies;
+    for (const std::string& name : flags.policies) {
+        Result<Policy> policy = named_policy(flags, name, config);
+        if (!policy) return policy.status();
+        if (name != "labels") {
+            policies.push_back(std::move(*policy));
+            continue;
+        }
+        for (const uint32_t count : *rows) {
+            policy->name = fmt::format("labels {}", count);
+            policy->config.budget.rows = count;
+            policies.push_back(*policy);
+        }
+    }
+    return policies;
+}
+
+Status check_flags(const EvalFlags& flags) {
+    if (flags.tokens < 2 || flags.tokens > (1 << 26)) {
+        return input_error(fmt::format("--tokens {}: must be 2 or more", flags.tokens));
+    }
+    if (flags.positions < 1 || flags.positions > flags.tokens - 2) {
+        return input_error(fmt::format("--positions {}: must be 1 to {} (--tokens less 2)",
+                                       flags.positions, flags.tokens - 2));
+    }
+    const auto offset = checked_number("--offset", flags.offset, 0, 1 << 30);
+    if (!offset) return offset.status();
+    return checked_number("--recall-every", flags.recall_every, 0, 1 << 30).status();
+}
+
+int eval_command(const EvalFlags& flags) {
+    const Status checked = check_flags(flags);
+    if (!checked.is_ok()) return report_error(checked);
+    const Result<std::string> text = read_text_file("-f", flags.file);
+    if (!text) return report_error(text.status());
+    const Result<Prepared> prepared = prepare(flags.common);
+    if (!prepared) return report_error(prepared.status());
+    const auto policies = make_policies(flags, prepared->config.config);
+    if (!policies) return report_error(policies.status());
+    const auto reference = named_policy(flags, flags.reference, prepared->config.config);
+    if (!reference) return report_error(reference.status());
+    const EvalOptions options{.file = flags.file,
+                              .tokens = static_cast<uint32_t>(flags.tokens),
+                              .positions = static_cast<uint32_t>(flags.positions),
+                              .offset = static_cast<uint32_t>(flags.offset)};
+    Evaluation evaluation(options, prepared->engine);
+    const Status status = evaluation.run(*text, *policies, *reference);
+    if (!status.is_ok() && !is_interrupted_status(status)) return report_error(status);
+    if (flags.common.json) {
+        print_json(eval_json(flags, *prepared, evaluation));
+    } else {
+        fmt::print("{}", eval_text(flags, evaluation));
+    }
+    return status.is_ok() ? kExitOk : report_error(status);
+}
+
+}  // namespace
+
+void add_eval(CLI::App& app, Action& action) {
+    auto flags = std::make_shared<EvalFlags>();
+    CLI::App* command = app.add_subcommand(
+        "eval", "how much a policy changes what the model says, against dense attention");
+    add_model_flags(*command, flags->common.model);
+    command->add_option("-f,--file", flags->file, "the text")->required();
+    command->add_option("--tokens", flags->tokens, "tokens of the text to use")
+        ->capture_default_str();
+    command->add_option("--positions", flags->positions,
+                        "last tokens that are read one at a time and compared")
+        ->capture_default_str();
+    command->add_option("--offset", flags->offset, "tokens of the text to skip first")
+        ->capture_default_str();
+    command->add_option("--rows", flags->rows, "budgets to try with the policy labels")
+        ->capture_default_str();
+    command->add_option("--policy", flags->policies,
+                        "what to compare: labels, dense, recent, stock, stock-noflash")
+        ->delimiter(',')->capture_default_str();
+    command->add_option("--reference", flags->reference, "what to compare with")
+        ->capture_default_str();
+    command->add_option("--recall-every", flags->recall_every,
+                        "every n-th token one layer's selection is compared with exact scores")
+        ->capture_default_str();
+    add_output_flags(*command, flags->common);
+    add_config_flags(*command, flags->common.config);
+    command->callback([flags, &action] { action.run = [flags] { return eval_command(*flags); }; });
+}
+
+}  // namespace shoal::tool

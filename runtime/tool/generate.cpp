@@ -1,0 +1,120 @@
+#include "runtime/tool/generate.hpp"
+
+#include <chrono>
+#include <cstdio>
+
+#include <fmt/format.h>
+
+#include "offload/memory_limits.hpp"
+#include "runtime/tool/exit.hpp"
+#include "runtime/tool/table.hpp"
+#include "runtime/tool/terminal.hpp"
+
+namespace shoal::tool {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using offload::bytes_text;
+
+double per(uint64_t before, uint64_t after, uint64_t count) {
+    return count == 0 ? 0 : static_cast<double>(after - before) / static_cast<double>(count);
+}
+
+}  // namespace
+
+Status read_prompt(Engine& engine, std::span<const llama_token> tokens, const std::string& label,
+                   PrefillTiming& timing) {
+    ProgressBar bar(label, "tokens", tokens.size());
+    const auto start = Clock::now();
+    const Status status = engine.prefill(tokens, [&](uint64_t done) {
+        timing.tokens = done;
+        timing.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+        bar.update(done);
+    });
+    return status;
+}
+
+DecodeCost shoal_cost(const ModelFile& model, const Stats& before, const Stats& after,
+                      std::vector<double> ms) {
+    const uint64_t count = ms.size();
+    DecodeCost cost;
+    cost.ms = std::move(ms);
+    cost.kv_bytes = per(before.kv_bytes_read, after.kv_bytes_read, count);
+    cost.label_bytes = per(before.label_bytes_read, after.label_bytes_read, count);
+    cost.tokens_attended = per(before.rows_attended, after.rows_attended, count * model.lanes());
+    return cost;
+}
+
+DecodeCost stock_cost(const ModelFile& model, double mean_depth, std::vector<double> ms) {
+    DecodeCost cost;
+    cost.ms = std::move(ms);
+    cost.kv_bytes = mean_depth * static_cast<double>(model.kv_bytes_per_token());
+    cost.tokens_attended = mean_depth;
+    return cost;
+}
+
+std::string live_text(uint32_t depth, double ms, const ModelFile& model, const Stats& before,
+                      const Stats& now, uint64_t tokens) {
+    const uint64_t count = std::max<uint64_t>(tokens, 1);
+    const uint64_t read = now.kv_bytes_read + now.label_bytes_read - before.kv_bytes_read -
+                          before.label_bytes_read;
+    return fmt::format(
+        "depth {} | {:.1f} ms/token | {} tokens attended | {} read/token | RAM: KV {}, labels {}",
+        grouped(depth), ms,
+        grouped((now.rows_attended - before.rows_attended) / (count * model.lanes())),
+        bytes_text(read / count), bytes_text(now.host_kv_bytes), bytes_text(now.label_bytes));
+}
+
+Generation generate(Engine& engine, llama_sampler* sampler, const GenerateOptions& options) {
+    Generation result;
+    const Stats before = engine.plugin().stats();
+    std::vector<double> ms;
+    {
+        LiveLine line;
+        while (result.tokens.size() < options.tokens_max) {
+            if (interrupted()) {
+                result.status = interrupted_status();
+                break;
+            }
+            const llama_token token = llama_sampler_sample(sampler, engine.context(), -1);
+            if (llama_vocab_is_eog(engine.vocab(), token) && !options.ignore_eos) {
+                result.end_of_text = true;
+                break;
+            }
+            const std::string piece = engine.piece(token);
+            result.tokens.push_back(token);
+            result.text += piece;
+            if (options.stream) {
+                std::fwrite(piece.data(), 1, piece.size(), stdout);
+                std::fflush(stdout);
+            }
+            if (result.tokens.size() == options.tokens_max) break;
+            const Result<double> took = engine.decode(token);
+            if (!took) {
+                result.status = took.status();
+                break;
+            }
+            ms.push_back(*took);
+            if (line.due()) {
+                line.show(live_text(engine.depth(), median(ms), engine.options().model, before,
+                                    engine.plugin().stats(), ms.size()));
+            }
+        }
+    }
+    result.cost = shoal_cost(engine.options().model, before, engine.plugin().stats(),
+                             std::move(ms));
+    return result;
+}
+
+nlohmann::ordered_json cost_json(const DecodeCost& cost) {
+    nlohmann::ordered_json json;
+    json["tokens"] = cost.ms.size();
+    json["ms_per_token_median"] = median(cost.ms);
+    json["ms_per_token_min"] = minimum(cost.ms);
+    json["kv_bytes_per_token"] = cost.kv_bytes;
+    json["label_bytes_per_token"] = cost.label_bytes;
+    json["tokens_attended"] = cost.tokens_attended;
+    return json;
+}
+
+}  // namespace shoal::tool

@@ -1,0 +1,181 @@
+#include "runtime/tool/options.hpp"
+
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <fstream>
+#include <sstream>
+#include <system_error>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "runtime/config_keys.hpp"
+#include "runtime/tool/engine_log.hpp"
+#include "runtime/tool/exit.hpp"
+
+namespace shoal::tool {
+namespace {
+
+constexpr uint64_t kTextBytesMax = uint64_t{256} << 20;
+constexpr int64_t kContextMax = (int64_t{1} << 31) - 256;
+
+struct Spelling {
+    std::string_view given;
+    std::string_view expanded;
+};
+constexpr std::array<Spelling, 9> kSpellings = {{{"-ctk", "--cache-type-k"},
+                                                 {"-ctv", "--cache-type-v"},
+                                                 {"-ub", "--ubatch-size"},
+                                                 {"-fa", "--flash-attn"},
+                                                 {"-nkvo", "--no-kv-offload"},
+                                                 {"-kvo", "--kv-offload"},
+                                                 {"-cnv", "--chat"},
+                                                 {"-no-cnv", "--no-chat"},
+                                                 {"-tb", "--threads-batch"}}};
+
+Status check_flash_attention(const ModelFlags& flags) {
+    if (flags.no_kv_offload) {
+        return Status::error(StatusCode::unsupported,
+                             "--no-kv-offload: would keep the KV cache out of Shoal; leave it out");
+    }
+    const std::string& value = flags.flash_attention;
+    if (value == "on" || value == "auto" || value == "1") return Status::ok();
+    if (value == "off" || value == "0") {
+        return Status::error(StatusCode::unsupported,
+                             "--flash-attn off: Shoal needs it on (off keeps V transposed, so a "
+                             "token's row is no longer in one piece)");
+    }
+    return input_error(fmt::format("--flash-attn {}: must be on or auto", value));
+}
+
+}  // namespace
+
+std::vector<std::string> expand_short_flags(int argc, char** argv) {
+    std::vector<std::string> arguments;
+    for (int i = 1; i < argc; ++i) {
+        std::string argument = argv[i];
+        for (const Spelling& spelling : kSpellings) {
+            if (argument == spelling.given) argument = spelling.expanded;
+        }
+        arguments.push_back(std::move(argument));
+    }
+    return arguments;
+}
+
+void add_model_flags(CLI::App& command, ModelFlags& flags) {
+    command.add_option("-m,--model", flags.model, "model file (GGUF)")->required();
+    command.add_option("-c,--ctx-size", flags.context,
+                       "tokens the context can hold; 0 is as many as this command needs");
+    command.add_option("-b,--batch-size", flags.batch, "most tokens per llama.cpp batch")
+        ->capture_default_str();
+    command.add_option("--ubatch-size", flags.micro_batch,
+                       "-ub: tokens that are read at a time while the prompt is read")
+        ->capture_default_str();
+    command.add_option("-t,--threads", flags.threads, "threads; 0 is every core");
+    command.add_option("--cache-type-k", flags.type_k, "-ctk: how K is stored: f16, bf16 or f32")
+        ->capture_default_str();
+    command.add_option("--cache-type-v", flags.type_v, "-ctv: how V is stored: f16, bf16 or f32")
+        ->capture_default_str();
+    command.add_option("--flash-attn", flags.flash_attention, "-fa: must be on or auto")
+        ->group("");
+    command.add_flag("--no-kv-offload", flags.no_kv_offload)->group("");
+}
+
+void add_config_flags(CLI::App& command, ConfigFlags& flags) {
+    command.add_option("--config", flags.file, "configuration file, TOML or JSON");
+    command.add_option("--set", flags.sets, "key=value: one configuration key, such as "
+                                            "budget.rows=512")
+        ->allow_extra_args(false);
+    for (const ConfigKey& key : config_keys()) {
+        const std::string name(key.name);
+        command
+            .add_option_function<std::string>(
+                "--" + name, [&flags, name](const std::string& value) { flags.keys[name] = value; },
+                std::string(key.doc))
+            ->type_name(config_key_text(key, Config{}))
+            ->group("Configuration (with defaults; in a file: [section] key = value)");
+    }
+}
+
+void add_output_flags(CLI::App& command, CommonFlags& flags) {
+    command.add_flag("--json", flags.json, "print one JSON object on stdout");
+    command.add_flag("-v,--verbose", flags.verbose, "show what llama.cpp and Shoal log");
+}
+
+Result<uint32_t> checked_number(const std::string& flag, int64_t value, int64_t low, int64_t high) {
+    if (value >= low && value <= high) return static_cast<uint32_t>(value);
+    return input_error(fmt::format("{} {}: must be {} to {}", flag, value, low, high));
+}
+
+Result<Prepared> prepare(const CommonFlags& flags) {
+    EngineLog::instance().install(flags.verbose);
+    Prepared prepared;
+    Result<ResolvedConfig> config = resolve_config(flags.config);
+    if (!config) return config.status();
+    prepared.config = std::move(*config);
+    const ModelFlags& given = flags.model;
+    SHOAL_TRY(check_flash_attention(given));
+    const Result<uint32_t> context = checked_number("-c", given.context, 0, kContextMax);
+    const Result<uint32_t> batch = checked_number("-b", given.batch, 1, 1 << 20);
+    const Result<uint32_t> micro = checked_number("-ub", given.micro_batch, 1, 1 << 16);
+    const Result<uint32_t> threads = checked_number("-t", given.threads, 0, 1024);
+    for (const auto* number : {&context, &batch, &micro, &threads}) {
+        if (!*number) return number->status();
+    }
+    const Result<DType> k = parse_cache_type("-ctk", given.type_k);
+    if (!k) return k.status();
+    const Result<DType> v = parse_cache_type("-ctv", given.type_v);
+    if (!v) return v.status();
+    Result<ModelFile> model = read_model_file(given.model);
+    if (!model) return model.status();
+    EngineOptions& engine = prepared.engine;
+    engine.model = std::move(*model);
+    engine.model.shape.rows = {.k = *k, .v = *v};
+    engine.config = prepared.config.config;
+    engine.context_tokens = *context;
+    engine.batch = std::max(*batch, *micro);
+    engine.micro_batch = *micro;
+    engine.threads = static_cast<int>(*threads == 0 ? default_threads() : *threads);
+    return prepared;
+}
+
+Result<std::string> read_text_file(const std::string& flag, const std::string& path) {
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    if (!file) {
+        return Status::error(StatusCode::not_found,
+                             fmt::format("{} {}: {}", flag, path,
+                                         std::generic_category().message(errno)));
+    }
+    const auto bytes = static_cast<int64_t>(file.tellg());
+    if (bytes < 0 || static_cast<uint64_t>(bytes) > kTextBytesMax) {
+        return input_error(
+            fmt::format("{} {}: must be a text file of at most 256 MiB", flag, path));
+    }
+    std::string text(static_cast<size_t>(bytes), '\0');
+    file.seekg(0);
+    if (!file.read(text.data(), bytes)) {
+        return input_error(fmt::format("{} {}: cannot be read", flag, path));
+    }
+    return text;
+}
+
+Result<std::vector<uint32_t>> parse_numbers(const std::string& flag, const std::string& text,
+                                            uint32_t low) {
+    std::vector<uint32_t> numbers;
+    std::istringstream items(text);
+    for (std::string item; std::getline(items, item, ',');) {
+        uint32_t number = 0;
+        const auto [end, error] = std::from_chars(item.data(), item.data() + item.size(), number);
+        if (error != std::errc() || end != item.data() + item.size() || number < low) {
+            return input_error(fmt::format("{} {}: must be whole numbers of at least {}, with "
+                                           "commas between",
+                                           flag, text, low));
+        }
+        numbers.push_back(number);
+    }
+    if (numbers.empty()) return input_error(fmt::format("{}: must not be empty", flag));
+    return numbers;
+}
+
+}  // namespace shoal::tool

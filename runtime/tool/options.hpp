@@ -1,0 +1,58 @@
+// Flags that several commands share, and how they become an engine's options.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <CLI/App.hpp>
+
+#include "runtime/tool/config_layers.hpp"
+#include "runtime/tool/engine.hpp"
+#include "shoal/status.hpp"
+
+namespace shoal::tool {
+
+struct ModelFlags {
+    std::string model;
+    int64_t context = 0;
+    int64_t batch = 2048;
+    int64_t micro_batch = 512;
+    int64_t threads = 0;
+    std::string type_k = "f16";
+    std::string type_v = "f16";
+    std::string flash_attention = "on";
+    bool no_kv_offload = false;
+};
+
+struct CommonFlags {
+    ModelFlags model;
+    ConfigFlags config;
+    bool json = false;
+    bool verbose = false;
+};
+
+// "-ctk" and its kin are one flag to llama.cpp users and three to CLI11: spelled out here.
+std::vector<std::string> expand_short_flags(int argc, char** argv);
+
+void add_model_flags(CLI::App& command, ModelFlags& flags);
+// --config, --set and one --section.key for every key.
+void add_config_flags(CLI::App& command, ConfigFlags& flags);
+void add_output_flags(CLI::App& command, CommonFlags& flags);
+
+// Checks every flag against the model's header. Nothing is loaded yet.
+struct Prepared {
+    EngineOptions engine;
+    ResolvedConfig config;
+};
+Result<Prepared> prepare(const CommonFlags& flags);
+
+// Text of a file, at most 256 MiB; the error names the flag.
+Result<std::string> read_text_file(const std::string& flag, const std::string& path);
+
+// "512,4096" as numbers of at least `low`; the error names the flag.
+Result<std::vector<uint32_t>> parse_numbers(const std::string& flag, const std::string& text,
+                                            uint32_t low);
+Result<uint32_t> checked_number(const std::string& flag, int64_t value, int64_t low, int64_t high);
+
+}  // namespace shoal::tool

@@ -1,0 +1,48 @@
+#include "runtime/tool/report.hpp"
+
+#include <fmt/format.h>
+#include <llama.h>
+
+namespace shoal {
+extern const char kVersion[];
+}
+
+namespace shoal::tool {
+
+nlohmann::ordered_json report_header(const std::string& command, const Prepared& prepared) {
+    const ModelFile& model = prepared.engine.model;
+    nlohmann::ordered_json json;
+    json["command"] = command;
+    json["shoal"] = std::string(kVersion);
+    json["llama_cpp"] = llama_version();
+    json["model"] = {{"path", model.path},
+                     {"architecture", model.architecture},
+                     {"name", model.name},
+                     {"layers", model.layer_count},
+                     {"q_heads", model.shape.q_head_count},
+                     {"kv_heads", model.shape.layers.front().kv_head_count},
+                     {"head_dim", model.shape.layers.front().k_head_dim},
+                     {"context_trained", model.context_trained},
+                     {"cache_type_k", dtype_name(model.shape.rows.k)},
+                     {"cache_type_v", dtype_name(model.shape.rows.v)}};
+    json["threads"] = prepared.engine.threads;
+    for (const ConfigSetting& setting : prepared.config.settings) {
+        json["config"][setting.key] = setting.value;
+    }
+    return json;
+}
+
+std::string changed_settings(const ResolvedConfig& config) {
+    std::string text;
+    for (const ConfigSetting& setting : config.settings) {
+        if (setting.origin == ConfigOrigin::default_value) continue;
+        text += fmt::format("{}{} = {}", text.empty() ? "" : ", ", setting.key, setting.value);
+    }
+    return text;
+}
+
+void print_json(const nlohmann::ordered_json& json) {
+    fmt::print("{}\n", json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+}
+
+}  // namespace shoal::tool
