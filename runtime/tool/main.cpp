@@ -1,10 +1,12 @@
 // The tool `shoal`: long contexts on unmodified llama.cpp, with the KV cache in Shoal.
+#include <algorithm>
 #include <exception>
 #include <string>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <llama.h>
 
 #include "runtime/config_keys.hpp"
@@ -32,8 +34,17 @@ constexpr const char* kDescription =
 constexpr const char* kFooter =
     "Exit codes: 0 ok, 1 failure, 2 bad flag, file or configuration, 130 interrupted (Ctrl-C).";
 
-// CLI11 lists what it could not place; for a misspelt configuration key the right one is named.
-std::string flag_error(const CLI::ParseError& error, const std::vector<std::string>& arguments) {
+// CLI11 says too little about two slips: a command that does not exist, and a misspelt
+// configuration key.
+std::string flag_error(const CLI::ParseError& error, const CLI::App& app,
+                       const std::vector<std::string>& arguments) {
+    std::vector<std::string> commands;
+    for (const CLI::App* command : app.get_subcommands({})) commands.push_back(command->get_name());
+    if (!arguments.empty() && !arguments[0].starts_with('-') &&
+        std::find(commands.begin(), commands.end(), arguments[0]) == commands.end()) {
+        return fmt::format("{}: unknown command (there are: {})", arguments[0],
+                           fmt::join(commands, ", "));
+    }
     for (const std::string& argument : arguments) {
         const std::string name = argument.substr(0, argument.find('='));
         const bool key = name.starts_with("--") && name.find('.') != std::string::npos;
@@ -65,7 +76,7 @@ int run_tool(int argc, char** argv) {
         return app.exit(done);
     } catch (const CLI::ParseError& error) {
         fmt::print(stderr, "shoal: {}\nSee shoal --help, or --help after a command.\n",
-                   flag_error(error, arguments));
+                   flag_error(error, app, arguments));
         return kExitUsage;
     }
     catch_interrupt();

@@ -18,7 +18,7 @@ namespace shoal::tool {
 namespace {
 
 constexpr uint64_t kTextBytesMax = uint64_t{256} << 20;
-constexpr int64_t kContextMax = (int64_t{1} << 31) - 256;
+constexpr int64_t kContextMax = int64_t{1} << 30;  // slots of a store
 
 struct Spelling {
     std::string_view given;

@@ -1,0 +1,201 @@
+// The commands on the real model, with few tokens: they work, their JSON is JSON, their exit codes
+// are the documented ones.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <filesystem>
+
+#include "tests/tool/support.hpp"
+
+namespace shoal::tool_test {
+namespace {
+
+using testing::HasSubstr;
+
+class ToolCommands : public testing::Test {
+protected:
+    void SetUp() override {
+        if (!have_model()) GTEST_SKIP() << "no test model: run examples/setup.sh";
+    }
+    // Sparse from 128 tokens on, with statistics from the first 256.
+    std::vector<std::string> small(std::vector<std::string> arguments) {
+        const std::vector<std::string> common = {"-m", model_path(), "--profile.tokens", "256",
+                                                 "--budget.rows", "64"};
+        arguments.insert(arguments.end(), common.begin(), common.end());
+        return arguments;
+    }
+};
+using LongToolCommands = ToolCommands;
+
+TEST(ToolWithoutModel, HelpVersionAndSchema) {
+    const Outcome help = run_tool({"--help"});
+    EXPECT_EQ(help.exit_code, 0);
+    EXPECT_THAT(help.out, HasSubstr("Exit codes: 0 ok, 1 failure"));
+    EXPECT_THAT(help.out, HasSubstr("selfcheck"));
+    const Outcome run_help = run_tool({"run", "--help"});
+    EXPECT_EQ(run_help.exit_code, 0);
+    EXPECT_THAT(run_help.out, HasSubstr("--budget.rows"));
+    EXPECT_THAT(run_help.out, HasSubstr("--compare"));
+    const Outcome version = run_tool({"--version"});
+    EXPECT_EQ(version.exit_code, 0);
+    EXPECT_THAT(version.out, testing::MatchesRegex("shoal [0-9.]+ \\(llama.cpp .*\\)\n"));
+    EXPECT_TRUE(run_tool({"config", "--schema"}).json().is_object());
+}
+
+TEST(ToolWithoutModel, ConfigurationLayers) {
+    const std::string file = temporary_file(
+        "shoal.toml", "[budget]\nrows = 100\ndense_rows = 200\n[safety]\nwindow = 9\n");
+    const Outcome outcome = run_tool({.arguments = {"config", "--json", "--config", file, "--set",
+                                                    "safety.sinks=2", "--budget.rows", "300"},
+                                      .environment = {"SHOAL_BUDGET_ROWS=250",
+                                                      "SHOAL_BUDGET_DENSE_ROWS=251"}});
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    const nlohmann::json json = outcome.json();
+    EXPECT_EQ(json["budget.rows"]["value"], "300");
+    EXPECT_EQ(json["budget.rows"]["origin"], "flag");
+    EXPECT_EQ(json["budget.dense_rows"]["value"], "251");
+    EXPECT_EQ(json["budget.dense_rows"]["where"], "SHOAL_BUDGET_DENSE_ROWS");
+    EXPECT_EQ(json["safety.window"]["where"], file + ":5:1");
+    EXPECT_EQ(json["safety.sinks"]["value"], "2");
+    EXPECT_EQ(json["host.pin"]["origin"], "default");
+    // What it prints as a file is read back to the same.
+    const std::string again = temporary_file(
+        "again.toml", run_tool({"config", "--toml", "--config", file}).out);
+    EXPECT_EQ(run_tool({"config", "--toml", "--config", again}).out,
+              run_tool({"config", "--toml", "--config", file}).out);
+}
+
+TEST_F(ToolCommands, PlanAddsUp) {
+    const Outcome outcome = run_tool({"plan", "-m", model_path(), "-c", "8192", "--json"});
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    const nlohmann::json json = outcome.json();
+    EXPECT_EQ(json["context_tokens"], 8192);
+    EXPECT_GE(json["kv_bytes"].get<uint64_t>(), 8192U * 23'040);
+    EXPECT_EQ(json["total_bytes"].get<uint64_t>(),
+              json["kv_bytes"].get<uint64_t>() + json["label_bytes"].get<uint64_t>() +
+                  json["index_bytes"].get<uint64_t>() + json["workspace_bytes"].get<uint64_t>());
+    EXPECT_EQ(json["fits"], true);
+}
+
+TEST_F(ToolCommands, RunIsSparseAndRepeatable) {
+    const std::string text = text_of(2500);
+    const auto arguments = small({"run", "-f", text, "-n", "12", "--temp", "0", "--json"});
+    const Outcome first = run_tool(arguments);
+    ASSERT_EQ(first.exit_code, 0) << first.err;
+    const nlohmann::json json = first.json();
+    ASSERT_TRUE(json.is_object()) << first.out;
+    EXPECT_EQ(json["generated_tokens"], 12);
+    EXPECT_GT(json["stats"]["queries_sparse"].get<uint64_t>(), 0U);
+    EXPECT_GT(json["decode"]["ms_per_token_median"].get<double>(), 0.0);
+    EXPECT_LT(json["decode"]["tokens_attended"].get<double>(),
+              json["prompt_tokens"].get<double>());
+    EXPECT_EQ(json["config"]["budget.rows"], "64");
+    EXPECT_EQ(run_tool(arguments).json()["tokens"], json["tokens"]);
+}
+
+TEST_F(ToolCommands, RunStreamsTheTextAndExplainsOnStderr) {
+    const Outcome outcome =
+        run_tool(small({"run", "-p", "The sea was calm and", "-n", "6", "--temp", "0"}));
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    EXPECT_THAT(outcome.out, testing::StartsWith("The sea was calm and"));
+    EXPECT_THAT(outcome.err, HasSubstr("ms per token"));
+    EXPECT_THAT(outcome.err, HasSubstr("with budget.rows = 64"));
+    EXPECT_THAT(outcome.err, testing::Not(HasSubstr("\033")));  // no terminal, no escapes
+}
+
+TEST_F(ToolCommands, RunChatUsesTheTemplate) {
+    const auto with = run_tool(small({"run", "-p", "Say hello.", "-n", "2", "--chat", "--json"}));
+    const auto without = run_tool(small({"run", "-p", "Say hello.", "-n", "2", "--json"}));
+    ASSERT_EQ(with.exit_code, 0) << with.err;
+    EXPECT_GT(with.json()["prompt_tokens"].get<int>(), without.json()["prompt_tokens"].get<int>());
+}
+
+TEST_F(ToolCommands, PromptThatDoesNotFitSaysWhatWould) {
+    const Outcome outcome = run_tool(small({"run", "-f", text_of(2500), "-c", "256"}));
+    EXPECT_EQ(outcome.exit_code, 2);
+    EXPECT_THAT(outcome.err, HasSubstr("-c 256: the prompt has "));
+    EXPECT_THAT(outcome.err, HasSubstr(": needs -c "));
+}
+
+TEST_F(ToolCommands, CompareMeasuresBothSides) {
+    const Outcome outcome = run_tool(small(
+        {"run", "-f", text_of(2500), "-n", "9", "--temp", "0", "--ignore-eos", "--compare",
+         "--json"}));
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    const nlohmann::json compare = outcome.json()["compare"];
+    EXPECT_EQ(compare["complete"], true);
+    EXPECT_EQ(compare["dense"]["against_stock"]["positions"], 9);
+    EXPECT_LT(compare["dense"]["against_stock"]["kl_mean"].get<double>(), 1e-3);
+    EXPECT_GT(compare["sparse"]["against_dense"]["kl_mean"].get<double>(), 0.0);
+    EXPECT_LT(compare["sparse"]["decode"]["kv_bytes_per_token"].get<double>(),
+              compare["stock"]["decode"]["kv_bytes_per_token"].get<double>());
+    EXPECT_GT(compare["stock"]["context_bytes"].get<uint64_t>(), 10'000'000U);
+}
+
+TEST_F(ToolCommands, SelfcheckPasses) {
+    const Outcome outcome = run_tool(small({"selfcheck"}));
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.out << outcome.err;
+    EXPECT_THAT(outcome.out, testing::StartsWith("PASS"));
+}
+
+TEST_F(ToolCommands, CalibrateWritesAProfileThatRunReads) {
+    const std::string profile = temporary_file("smollm2.profile", "");
+    const Outcome made = run_tool({"calibrate", "-m", model_path(), "-f", text_of(4000), "-o",
+                                   profile, "--tokens", "512", "--json"});
+    ASSERT_EQ(made.exit_code, 0) << made.err;
+    EXPECT_EQ(made.json()["tokens"], 512);
+    const Outcome used = run_tool({"run", "-m", model_path(), "-f", text_of(1500), "-n", "4",
+                                   "--budget.rows", "64", "--profile.path", profile, "--json"});
+    ASSERT_EQ(used.exit_code, 0) << used.err;
+    EXPECT_GT(used.json()["stats"]["queries_sparse"].get<uint64_t>(), 0U);
+    std::filesystem::remove(profile);
+    const Outcome missing = run_tool({"run", "-m", model_path(), "-p", "x", "-n", "1",
+                                      "--profile.path", profile});
+    EXPECT_EQ(missing.exit_code, 2);
+    EXPECT_THAT(missing.err, HasSubstr(profile));
+}
+
+TEST_F(ToolCommands, EvalReportsEveryPolicy) {
+    const Outcome outcome = run_tool(
+        small({"eval", "-f", text_of(4000), "--tokens", "700", "--positions", "24", "--rows", "64",
+               "--policy", "labels,dense,recent,stock", "--json"}));
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    const nlohmann::json policies = outcome.json()["policies"];
+    ASSERT_EQ(policies.size(), 4U);
+    EXPECT_EQ(policies[0]["name"], "labels 64");
+    EXPECT_EQ(policies[1]["name"], "dense");
+    EXPECT_LT(policies[1]["kl_mean"].get<double>(), 1e-12) << "dense against itself";
+    EXPECT_EQ(policies[1]["same_top"], 1.0);
+    EXPECT_LT(policies[0]["kl_mean"].get<double>(), policies[2]["kl_mean"].get<double>());
+    EXPECT_LT(policies[3]["kl_mean"].get<double>(), 1e-3);
+}
+
+TEST_F(ToolCommands, BenchFillsDepthByReplication) {
+    const Outcome outcome =
+        run_tool(small({"bench", "-f", text_of(4000), "-d", "300,2000", "--read-max", "512", "-n",
+                        "4", "--repeats", "1", "--prefill", "256", "--json"}));
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    const nlohmann::json json = outcome.json();
+    ASSERT_EQ(json["depths"].size(), 2U);
+    EXPECT_EQ(json["depths"][0]["replicated"], false);
+    EXPECT_EQ(json["depths"][1]["replicated"], true);
+    EXPECT_EQ(json["depths"][1]["shoal"]["tokens"], 4);
+    EXPECT_LT(json["depths"][1]["shoal"]["tokens_attended"].get<double>(), 2000.0);
+    EXPECT_EQ(json["prefill"][0]["tokens"], 256);
+}
+
+TEST_F(ToolCommands, InterruptPrintsWhatWasMeasured) {
+    const Outcome outcome = run_tool(Invocation{
+        .arguments = small({"run", "-p", "Once upon a time", "-n", "20000", "--ignore-eos",
+                            "--json"}),
+        .interrupt_after_s = 3.0});
+    EXPECT_EQ(outcome.exit_code, 130) << outcome.err;
+    const nlohmann::json json = outcome.json();
+    ASSERT_TRUE(json.is_object()) << outcome.out << outcome.err;
+    EXPECT_EQ(json["interrupted"], true);
+    EXPECT_LT(json["generated_tokens"].get<int>(), 20000);
+}
+
+}  // namespace
+}  // namespace shoal::tool_test
