@@ -92,12 +92,11 @@ private:
         for (size_t i = 0; i < labels_.bytes() / 8; ++i) to[i] = words[next++ % words.size()];
         const LabelFormat& format = formats_[0];
         const size_t parameters = label_parameter_count(format);
-        const size_t codes = format.plane_count * size_t{kSpanSlots} * 4;
         for (size_t span = 0; span < size_t{layers_} * spans_ * shape_.kv_heads; ++span) {
-            auto* at = reinterpret_cast<uint16_t*>(labels_.data() + span * format.span_bytes + codes);
+            auto* at = reinterpret_cast<uint16_t*>(labels_.data() + span * format.span_bytes);
             for (size_t i = 0; i < parameters; ++i) {
                 at[i] = kernels::f32_to_f16(0.5F);
-                at[parameters + i] = kernels::f32_to_f16(-0.75F);
+                at[parameters + i] = 0;
             }
         }
     }

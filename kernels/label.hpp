@@ -50,17 +50,29 @@ struct LabelFormat {
     bool is_f16() const { return ops.empty(); }
 };
 
-// Layout of a span of one KV head, integer labels:
-//   plane_count planes of 128 dwords (dword t of a plane belongs to slot t of the span),
-//   then label_parameter_count() f16 scales in the order of the ops' bytes, then as many f16
-//   minima; both are 0 for a byte without a channel.
-// f16 labels: channels.size() planes of 128 f16.
-// The open span of a store is always kept in the f16 layout (open_span_bytes).
-// A code stands for minimum + scale * code. Keys beyond the range of f16 saturate.
+// Layout of a span of one KV head, integer labels, in the order in which a scan reads it:
+//   label_parameter_count() f16 scales in the order of the ops' bytes, then as many f16 centres;
+//   both are 0 for a byte without a channel;
+//   then for every 16 slots the dwords of their codes, plane after plane (label_dword_index()).
+// A code stands for centre + scale * (code - half the largest code). Keys beyond the range of f16
+// saturate.
+// f16 labels: channels.size() planes of 128 f16. The open span of a store is always kept in this
+// layout (open_span_bytes).
+inline constexpr uint32_t kLabelBlockSlots = 16;
 
 // 4 * ops.size(), rounded up so that vectors need no tail.
 inline size_t label_parameter_count(const LabelFormat& format) {
     return (format.ops.size() + 3) / 4 * 16;
+}
+// From the start of a span to its codes.
+inline size_t label_code_offset(const LabelFormat& format) {
+    return label_parameter_count(format) * 2 * sizeof(uint16_t);
+}
+// Index of a slot's dword of one plane among the codes.
+inline size_t label_dword_index(const LabelFormat& format, uint32_t plane, uint32_t slot_in_span) {
+    const uint32_t block = slot_in_span / kLabelBlockSlots;
+    return (size_t{block} * format.plane_count + plane) * kLabelBlockSlots +
+           slot_in_span % kLabelBlockSlots;
 }
 
 // `channels` (1 or more, each at most once) with their bits; packed into bytes by class, unused
@@ -79,13 +91,15 @@ void label_decode(const LabelFormat& format, const std::byte* span, uint32_t slo
 void label_decode_open(const LabelFormat& format, const std::byte* open, uint32_t slot_in_span,
                        float* values);
 
-// The range of one channel in one span, as every backend stores it: the minimum is rounded down
-// and the scale up, so that no value in [low, high] is clipped.
+// The range of one channel in one span, as every backend stores it: rounded so that no value in
+// [low, high] is clipped.
 struct LabelRange {
-    uint16_t scale = 0;    // f16 bits
-    uint16_t minimum = 0;  // f16 bits
+    uint16_t scale = 0;   // f16 bits
+    uint16_t center = 0;  // f16 bits
 };
 LabelRange label_range(float low, float high, uint32_t bits);
+// What code 0 stands for.
+float label_minimum(const LabelRange& range, uint32_t bits);
 
 struct LabelEncodeInput {
     const LabelFormat* format = nullptr;
@@ -109,8 +123,8 @@ struct LabelQuery {
     // The next three: [label_parameter_count()], in the order of the ops' bytes. The integer
     // weight of a channel in a span is round(weight x channel scale).
     std::vector<float> q_ops;    // `q`
-    std::vector<float> weight;   // q / step
-    std::vector<float> mid;      // step x the middle code: corrects the rounding of the weight
+    std::vector<float> weight;   // q / step, with the op's factor
+    std::vector<float> mid;      // -step x half the largest code
     // Score per unit of the dot product: of channels with 2 or 4 bits, of channels with 8.
     float step[2] = {0, 0};
 };

@@ -151,12 +151,8 @@ float load_f16(const std::byte* base, size_t index) {
     return load_element(base, DType::f16, index);
 }
 
-// The f16 next to `half` in the given direction (+1 up, -1 down), for finite numbers.
-uint16_t f16_step(uint16_t half, int direction) {
-    const int ordered = (half & 0x8000) != 0 ? -(half & 0x7fff) : half;
-    const int moved = std::clamp(ordered + direction, -0x7bff, 0x7bff);
-    return static_cast<uint16_t>(moved < 0 ? 0x8000 | -moved : moved);
-}
+// The next larger f16 of a number that is not negative; the largest stays.
+uint16_t f16_above(uint16_t half) { return half < 0x7bff ? static_cast<uint16_t>(half + 1) : half; }
 
 constexpr float kF16Max = 65504.0F;
 
@@ -214,30 +210,37 @@ LabelRange label_range(float low, float high, uint32_t bits) {
     low = std::clamp(low, -kF16Max, kF16Max);
     high = std::clamp(high, -kF16Max, kF16Max);
     LabelRange range;
-    range.minimum = f32_to_f16(low);
-    if (f16_to_f32(range.minimum) > low) range.minimum = f16_step(range.minimum, -1);
-    const float minimum = f16_to_f32(range.minimum);
-    range.scale = f32_to_f16(std::min((high - minimum) / levels, kF16Max));
-    // Levels times an f16 is exact in f32; the sum rounds once.
-    if (minimum + f16_to_f32(range.scale) * levels < high) range.scale = f16_step(range.scale, 1);
+    range.center = f32_to_f16(0.5F * low + 0.5F * high);
+    const float center = f16_to_f32(range.center);
+    const float half = std::max(high - center, center - low);
+    range.scale = f32_to_f16(std::min(2.0F * half / levels, kF16Max));
+    // Levels times an f16 is exact in f32.
+    if (f16_to_f32(range.scale) * levels < 2.0F * half) range.scale = f16_above(range.scale);
     return range;
+}
+
+float label_minimum(const LabelRange& range, uint32_t bits) {
+    const float half = 0.5F * static_cast<float>(code_max(bits)) * f16_to_f32(range.scale);
+    return f16_to_f32(range.center) - half;
 }
 
 void label_decode(const LabelFormat& format, const std::byte* span, uint32_t slot_in_span,
                   float* values) {
     if (format.is_f16()) return label_decode_open(format, span, slot_in_span, values);
-    const std::byte* scales = span + format.plane_count * size_t{kSpanSlots} * 4;
-    const std::byte* minima = scales + label_parameter_count(format) * sizeof(uint16_t);
+    const std::byte* centers = span + label_parameter_count(format) * sizeof(uint16_t);
+    const std::byte* codes = span + label_code_offset(format);
     for (size_t i = 0; i < format.ops.size(); ++i) {
         const LabelOp& op = format.ops[i];
         uint32_t dword = 0;
-        std::memcpy(&dword, span + (size_t{op.plane} * kSpanSlots + slot_in_span) * 4, 4);
-        const uint32_t codes = dword >> op.shift;
+        std::memcpy(&dword, codes + label_dword_index(format, op.plane, slot_in_span) * 4, 4);
         for (size_t lane = 0; lane < 4; ++lane) {
             if (op.code_index[lane] == LabelOp::kNoChannel) continue;
-            const float code = static_cast<float>((codes >> (8 * lane)) & code_max(op.bits));
+            const uint32_t code = (dword >> (8 * lane + op.shift)) & code_max(op.bits);
+            const float from_center =
+                static_cast<float>(code) - 0.5F * static_cast<float>(code_max(op.bits));
             const size_t at = 4 * i + lane;
-            values[op.code_index[lane]] = load_f16(minima, at) + load_f16(scales, at) * code;
+            values[op.code_index[lane]] =
+                load_f16(centers, at) + load_f16(span, at) * from_center;
         }
     }
 }

@@ -92,24 +92,28 @@ LabelRange range_of(const float* values, uint32_t bits) {
 }
 
 // Adds the codes of one channel, moved to their place in the dwords of `plane`.
-HWY_INLINE void put_codes(const float* values, const LabelRange& range, uint32_t bits,
-                          int shift, uint32_t* plane) {
+HWY_INLINE void put_codes(const LabelFormat& format, const float* values, const LabelRange& range,
+                          const LabelOp& op, uint32_t lane, uint32_t* codes) {
     const float scale = f16_to_f32(range.scale);
     const VF inverse = hn::Set(kF, scale > 0.0F ? 1.0F / scale : 0.0F);
-    const VF minimum = hn::Set(kF, f16_to_f32(range.minimum));
-    const VI levels = hn::Set(kI, static_cast<int32_t>((1U << bits) - 1U));
+    const VF minimum = hn::Set(kF, label_minimum(range, op.bits));
+    const VI levels = hn::Set(kI, static_cast<int32_t>((1U << op.bits) - 1U));
+    const int shift = static_cast<int>(8 * lane + op.shift);
     for (uint32_t t = 0; t < kSpanSlots; t += kLanes) {
         const VF scaled = hn::Mul(hn::Sub(hn::Load(kF, values + t), minimum), inverse);
         const VI code = hn::Min(hn::Max(hn::NearestInt(scaled), hn::Zero(kI)), levels);
         const VU placed = hn::ShiftLeftSame(hn::BitCast(kU, code), shift);
-        hn::StoreU(hn::Or(hn::LoadU(kU, plane + t), placed), kU, plane + t);
+        uint32_t* at = codes + label_dword_index(format, op.plane, t);
+        hn::StoreU(hn::Or(hn::LoadU(kU, at), placed), kU, at);
     }
 }
 
-void clear_unwritten(const LabelEncodeInput& in, uint32_t* planes) {
+void clear_unwritten(const LabelEncodeInput& in, uint32_t* codes) {
     for (uint32_t t = 0; t < kSpanSlots; ++t) {
         if (((in.written[t / 64] >> (t % 64)) & 1U) != 0) continue;
-        for (uint32_t p = 0; p < in.format->plane_count; ++p) planes[p * kSpanSlots + t] = 0;
+        for (uint32_t p = 0; p < in.format->plane_count; ++p) {
+            codes[label_dword_index(*in.format, p, t)] = 0;
+        }
     }
 }
 
@@ -117,23 +121,21 @@ void clear_unwritten(const LabelEncodeInput& in, uint32_t* planes) {
 void encode_codes(const LabelEncodeInput& in, const Turned& turned, size_t first, size_t count,
                   std::byte* span) {
     const LabelFormat& format = *in.format;
-    auto* planes = reinterpret_cast<uint32_t*>(span);
-    auto* scales = reinterpret_cast<uint16_t*>(span + format.plane_count * size_t{kSpanSlots} * 4);
-    uint16_t* minima = scales + label_parameter_count(format);
+    auto* scales = reinterpret_cast<uint16_t*>(span);
+    uint16_t* centers = scales + label_parameter_count(format);
+    auto* codes = reinterpret_cast<uint32_t*>(span + label_code_offset(format));
     for (size_t i = 0; i < format.ops.size(); ++i) {
         const LabelOp& op = format.ops[i];
         for (uint32_t lane = 0; lane < 4; ++lane) {
             const size_t c = op.code_index[lane];
             if (c < first || c >= first + count) continue;  // kNoChannel is beyond every range
             const float* values = turned.values[c - first];
-            const uint32_t bits = format.channels[c].bits;
-            const LabelRange range = range_of(values, bits);
+            const LabelRange range = range_of(values, op.bits);
             scales[4 * i + lane] = range.scale;
-            minima[4 * i + lane] = range.minimum;
+            centers[4 * i + lane] = range.center;
             float& scale_max = in.channel_scale_max[c];
             scale_max = std::max(scale_max, f16_to_f32(range.scale));
-            put_codes(values, range, bits, static_cast<int>(8 * lane + op.shift),
-                      planes + size_t{op.plane} * kSpanSlots);
+            put_codes(format, values, range, op, lane, codes);
         }
     }
 }
@@ -166,7 +168,7 @@ void label_encode_here(const LabelEncodeInput& in, std::byte* span) {
         }
     }
     if (!format.is_f16() && (in.written[0] & in.written[1]) != ~uint64_t{0}) {
-        clear_unwritten(in, reinterpret_cast<uint32_t*>(span));
+        clear_unwritten(in, reinterpret_cast<uint32_t*>(span + label_code_offset(format)));
     }
 }
 

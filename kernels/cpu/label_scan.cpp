@@ -44,6 +44,7 @@ constexpr DU kU;
 constexpr uint32_t kLanes = static_cast<uint32_t>(HWY_LANES(float));
 
 constexpr uint32_t kHeadTileMax = 4;
+constexpr size_t kPrefetchBytes = 2304;
 // Channels are at most 256, so ops at most 64 full ones and a few with free bytes.
 constexpr uint32_t kParametersMax = 320;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -57,7 +58,8 @@ HWY_INLINE VU extract(VU dwords, const LabelOp& op) {
     return VU{_mm512_gf2p8affine_epi64_epi8(dwords.raw, matrix, 0)};
 }
 HWY_INLINE VI dot4(VI sum, VU codes, VI weights) {
-    return VI{_mm512_dpbusd_epi32(sum.raw, codes.raw, weights.raw)};
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(codes.raw), "v"(weights.raw));
+    return sum;
 }
 HWY_INLINE VI widen(VI sum) { return sum; }
 #else
@@ -104,6 +106,23 @@ HWY_INLINE VI widen(VI sum) {
 #endif
 #endif
 
+// Rounds weights, stores them as int8 and returns what was stored.
+HWY_INLINE VF store_weights(VF weights, int8_t* to) {
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+    const __m512i rounded = _mm512_cvtps_epi32(weights.raw);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(rounded));
+    return VF{_mm512_cvtepi32_ps(rounded)};
+#else
+    // Adding 1.5 x 2^23 rounds to a whole number and leaves it in the lowest bits.
+    const hn::Rebind<int8_t, DI> i8;
+    const VF magic = hn::Set(kF, 12582912.0F);
+    const VF shifted = hn::Add(weights, magic);
+    const VI rounded = hn::Sub(hn::BitCast(kI, shifted), hn::BitCast(kI, magic));
+    hn::StoreU(hn::DemoteTo(i8, rounded), i8, to);
+    return hn::Sub(shifted, magic);
+#endif
+}
+
 // ---- Portable from here on ----
 
 // 2^x, linear in the mantissa: a float's bits are its exponent and mantissa in a row, so they are
@@ -142,27 +161,21 @@ template <uint32_t kHeads>
 HWY_INLINE void prepare(const LabelFormat& format, const std::byte* span, const float* lse_guess,
                         Tile& tile) {
     const hn::Rebind<hwy::float16_t, DF> f16;
-    const hn::Rebind<int8_t, DI> i8;
-    // Adding 1.5 x 2^23 rounds to a whole number and leaves it in the lowest bits.
-    const VF magic = hn::Set(kF, 12582912.0F);
     const size_t count = label_parameter_count(format);
-    const auto* scales = reinterpret_cast<const hwy::float16_t*>(
-        span + format.plane_count * size_t{kSpanSlots} * 4);
-    const hwy::float16_t* minima = scales + count;
+    const auto* scales = reinterpret_cast<const hwy::float16_t*>(span);
+    const hwy::float16_t* centers = scales + count;
     VF constants[kHeads];
     for (VF& constant : constants) constant = hn::Zero(kF);
     for (size_t p = 0; p < count; p += kLanes) {
         const VF scale = hn::PromoteTo(kF, hn::LoadU(f16, scales + p));
-        const VF minimum = hn::PromoteTo(kF, hn::LoadU(f16, minima + p));
+        const VF center = hn::PromoteTo(kF, hn::LoadU(f16, centers + p));
         for (uint32_t g = 0; g < kHeads; ++g) {
             const LabelQuery& query = tile.queries[g];
-            const VF weight = hn::Mul(hn::LoadU(kF, query.weight.data() + p), scale);
-            const VF shifted = hn::Add(weight, magic);
-            const VI rounded = hn::Sub(hn::BitCast(kI, shifted), hn::BitCast(kI, magic));
-            hn::StoreU(hn::DemoteTo(i8, rounded), i8, tile.weights[g] + p);
-            const VF lost = hn::Sub(weight, hn::Sub(shifted, magic));
-            constants[g] = hn::MulAdd(hn::LoadU(kF, query.q_ops.data() + p), minimum, constants[g]);
-            constants[g] = hn::MulAdd(hn::LoadU(kF, query.mid.data() + p), lost, constants[g]);
+            // Integer codes count from 0, not from the centre: `mid` takes that back.
+            const VF weight = store_weights(hn::Mul(hn::LoadU(kF, query.weight.data() + p), scale),
+                                            tile.weights[g] + p);
+            constants[g] = hn::MulAdd(hn::LoadU(kF, query.q_ops.data() + p), center, constants[g]);
+            constants[g] = hn::MulAdd(hn::LoadU(kF, query.mid.data() + p), weight, constants[g]);
         }
     }
     for (uint32_t g = 0; g < kHeads; ++g) {
@@ -173,17 +186,17 @@ HWY_INLINE void prepare(const LabelFormat& format, const std::byte* span, const 
 // Adds step x integer dot products of ops [begin, end) to the scores.
 template <uint32_t kHeads, uint32_t kVectors>
 HWY_INLINE void score_ops(const LabelOp* ops, size_t begin, size_t end, uint32_t kind,
-                          const uint32_t* planes, const Tile& tile,
+                          const uint32_t* dwords, size_t vector_stride, const Tile& tile,
                           VF (&scores)[kHeads][kVectors]) {
     VI sums[kHeads][kVectors];
     for (auto& row : sums) {
         for (VI& sum : row) sum = hn::Zero(kI);
     }
     for (size_t i = begin; i < end; ++i) {
-        const uint32_t* plane = planes + size_t{ops[i].plane} * kSpanSlots;
+        const uint32_t* plane = dwords + ops[i].plane * kLabelBlockSlots;
         VU codes[kVectors];
         for (uint32_t v = 0; v < kVectors; ++v) {
-            codes[v] = extract(hn::LoadU(kU, plane + v * kLanes), ops[i]);
+            codes[v] = extract(hn::LoadU(kU, plane + v * vector_stride), ops[i]);
         }
         for (uint32_t g = 0; g < kHeads; ++g) {
             int32_t packed = 0;
@@ -206,13 +219,19 @@ HWY_INLINE void score_ops(const LabelOp* ops, size_t begin, size_t end, uint32_t
 template <uint32_t kHeads, uint32_t kVectors>
 HWY_INLINE void score_codes(const LabelFormat& format, const std::byte* span, const Tile& tile,
                             uint32_t t, VF (&scores)[kHeads][kVectors]) {
-    const auto* planes = reinterpret_cast<const uint32_t*>(span) + t;
+    // Vectors shorter than a block of 16 slots take it piece by piece: kVectors is 1 or 2 then.
+    static_assert(kLanes == kLabelBlockSlots || kVectors * kLanes <= kLabelBlockSlots);
+    const size_t vector_stride = kLanes == kLabelBlockSlots
+                                     ? size_t{format.plane_count} * kLabelBlockSlots
+                                     : kLanes;
+    const auto* dwords = reinterpret_cast<const uint32_t*>(span + label_code_offset(format)) +
+                         label_dword_index(format, 0, t);
     const LabelOp* ops = format.ops.data();
     for (const uint32_t kind : {0U, 1U}) {
         const size_t end = kind == 0 ? format.narrow_op_count : format.ops.size();
         for (size_t begin = kind == 0 ? 0 : format.narrow_op_count; begin < end;) {
             const size_t stop = kWideSums ? end : ops[begin].sum_end;
-            score_ops(ops, begin, stop, kind, planes, tile, scores);
+            score_ops(ops, begin, stop, kind, dwords, vector_stride, tile, scores);
             begin = stop;
         }
     }
@@ -281,8 +300,7 @@ struct HeadSpan {
     const LabelFormat* format = nullptr;
     const std::byte* labels = nullptr;
     bool is_f16 = false;
-    const std::byte* next = nullptr;  // the same head in the next span
-    size_t next_bytes = 0;
+    bool prefetch = true;  // false once another tile of heads has passed over these labels
 };
 
 template <uint32_t kHeads, bool kF16>
@@ -291,7 +309,11 @@ void score_tile(const HeadSpan& head, const float* lse_guess, Tile& tile, SpanWo
     // Registers: kHeads x kVectors float and as many integer sums.
     constexpr uint32_t kVectors = kLanes == 16 ? (kHeads <= 2 ? 4 : 2) : (kHeads == 1 ? 2 : 1);
     constexpr uint32_t kStep = kVectors * kLanes;
-    const size_t next_step = head.next_bytes * kStep / kSpanSlots;
+    // Labels are read in order: as much is prefetched as is read, kPrefetchBytes ahead.
+    const size_t span_bytes = kF16 ? head.format->channels.size() * kSpanSlots * sizeof(uint16_t)
+                                   : head.format->span_bytes;
+    const size_t prefetch_step = head.prefetch ? span_bytes * kStep / kSpanSlots : 0;
+    const std::byte* ahead = head.labels + kPrefetchBytes;
     if constexpr (kF16) {
         for (uint32_t g = 0; g < kHeads; ++g) tile.constant[g] = -lse_guess[g];
     } else {
@@ -300,8 +322,8 @@ void score_tile(const HeadSpan& head, const float* lse_guess, Tile& tile, SpanWo
     VF head_sums[kHeads];
     for (uint32_t g = 0; g < kHeads; ++g) head_sums[g] = hn::LoadU(kF, sums + g * kLanes);
     for (uint32_t t = 0; t < kSpanSlots; t += kStep) {
-        for (size_t at = 0; at < next_step; at += 64) {
-            hwy::Prefetch(head.next + t / kStep * next_step + at);
+        for (const std::byte* end = ahead + prefetch_step; ahead < end; ahead += 64) {
+            hwy::Prefetch(ahead);
         }
         VF scores[kHeads][kVectors];
         for (uint32_t g = 0; g < kHeads; ++g) {
@@ -335,9 +357,6 @@ void score_kv_head(const LabelScanInput& in, uint32_t span, uint32_t kv_head, Ti
     } else {
         head.labels = in.spans + span * in.span_stride_bytes + in.head_offset_bytes[kv_head];
         head.is_f16 = head.format->is_f16();
-        head.next = head.labels + in.span_stride_bytes;
-        const bool has_next = span + 1 < in.span_end && span + 1 != in.open_span;
-        head.next_bytes = has_next ? head.format->span_bytes : 0;
     }
     for (uint32_t g = 0; g < in.q_per_kv;) {
         const uint32_t left = in.q_per_kv - g;
@@ -348,7 +367,7 @@ void score_kv_head(const LabelScanInput& in, uint32_t span, uint32_t kv_head, Ti
         kScoreTiles[head.is_f16 ? 1 : 0][heads - 1](head, in.lse_guess + q_head, tile, work,
                                                     sums + q_head * kLanes);
         work.first = false;
-        head.next_bytes = 0;
+        head.prefetch = false;
         g += heads;
     }
 }

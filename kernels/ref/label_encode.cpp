@@ -21,14 +21,20 @@ float centred(const LabelEncodeInput& in, uint32_t slot_in_span, size_t c) {
     return load_element(row, in.kv.format.k_dtype, channel) - in.format->mean[c];
 }
 
-struct Parameters {
-    std::byte* scales = nullptr;
-    std::byte* minima = nullptr;
-};
+std::byte* centers_of(const LabelFormat& format, std::byte* span) {
+    return span + label_parameter_count(format) * sizeof(uint16_t);
+}
 
-Parameters parameters(const LabelFormat& format, std::byte* span) {
-    std::byte* scales = span + format.plane_count * size_t{kSpanSlots} * 4;
-    return {scales, scales + label_parameter_count(format) * sizeof(uint16_t)};
+void put_range(const LabelFormat& format, std::byte* span, size_t p, const LabelRange& range) {
+    std::memcpy(span + p * 2, &range.scale, 2);
+    std::memcpy(centers_of(format, span) + p * 2, &range.center, 2);
+}
+
+LabelRange range_at(const LabelFormat& format, std::byte* span, size_t p) {
+    LabelRange range;
+    std::memcpy(&range.scale, span + p * 2, 2);
+    std::memcpy(&range.center, centers_of(format, span) + p * 2, 2);
+    return range;
 }
 
 LabelRange range_of(const LabelEncodeInput& in, size_t c) {
@@ -43,18 +49,20 @@ LabelRange range_of(const LabelEncodeInput& in, size_t c) {
     return label_range(low, high, in.format->channels[c].bits);
 }
 
-uint32_t code_of(float value, float minimum, float scale, uint32_t bits) {
+uint32_t code_of(float value, const LabelRange& range, uint32_t bits) {
     const double levels = (1U << bits) - 1U;
-    if (!(scale > 0.0F)) return 0;
-    const double code = std::nearbyint((double{value} - double{minimum}) / double{scale});
+    const double scale = f16_to_f32(range.scale);
+    if (!(scale > 0.0)) return 0;
+    const double code = std::nearbyint((double{value} - double{label_minimum(range, bits)}) / scale);
     return static_cast<uint32_t>(std::clamp(code, 0.0, levels));
 }
 
-void put_code(std::byte* span, const LabelOp& op, uint32_t lane, uint32_t bits,
+void put_code(const LabelFormat& format, std::byte* span, const LabelOp& op, uint32_t lane,
               uint32_t slot_in_span, uint32_t code) {
-    std::byte* at = span + (size_t{op.plane} * kSpanSlots + slot_in_span) * 4;
+    std::byte* at = span + label_code_offset(format) +
+                    label_dword_index(format, op.plane, slot_in_span) * 4;
     const uint32_t shift = 8 * lane + op.shift;
-    const uint32_t field = ((1U << bits) - 1U) << shift;
+    const uint32_t field = ((1U << op.bits) - 1U) << shift;
     uint32_t dword = 0;
     std::memcpy(&dword, at, sizeof(dword));
     dword = (dword & ~field) | (code << shift);
@@ -77,13 +85,11 @@ void put_f16(std::byte* base, size_t index, float value) {
 }
 
 void put_row(const LabelEncodeInput& in, uint32_t slot_in_span, std::byte* span) {
-    const Parameters at = parameters(*in.format, span);
-    for_each_code(*in.format, [&](const LabelOp& op, uint32_t lane, size_t c, size_t p) {
-        const uint32_t bits = in.format->channels[c].bits;
-        const uint32_t code =
-            code_of(centred(in, slot_in_span, c), load_element(at.minima, DType::f16, p),
-                    load_element(at.scales, DType::f16, p), bits);
-        put_code(span, op, lane, bits, slot_in_span, code);
+    const LabelFormat& format = *in.format;
+    for_each_code(format, [&](const LabelOp& op, uint32_t lane, size_t c, size_t p) {
+        const LabelRange range = range_at(format, span, p);
+        const uint32_t code = code_of(centred(in, slot_in_span, c), range, op.bits);
+        put_code(format, span, op, lane, slot_in_span, code);
     });
 }
 
@@ -93,11 +99,9 @@ void label_encode(const LabelEncodeInput& in, std::byte* span) {
     const LabelFormat& format = *in.format;
     std::memset(span, 0, format.span_bytes);
     if (!format.is_f16()) {
-        const Parameters at = parameters(format, span);
         for_each_code(format, [&](const LabelOp&, uint32_t, size_t c, size_t p) {
             const LabelRange range = range_of(in, c);
-            std::memcpy(at.scales + p * 2, &range.scale, 2);
-            std::memcpy(at.minima + p * 2, &range.minimum, 2);
+            put_range(format, span, p, range);
             float& scale_max = in.channel_scale_max[c];
             scale_max = std::max(scale_max, f16_to_f32(range.scale));
         });
@@ -118,12 +122,12 @@ bool label_encode_row(const LabelEncodeInput& in, uint32_t slot_in_span, std::by
         label_encode_open(in, slot_in_span, span);
         return true;
     }
-    const Parameters at = parameters(format, span);
     bool fits = true;
-    for_each_code(format, [&](const LabelOp&, uint32_t, size_t c, size_t p) {
-        const float levels = static_cast<float>((1U << format.channels[c].bits) - 1U);
-        const float minimum = load_element(at.minima, DType::f16, p);
-        const float maximum = minimum + load_element(at.scales, DType::f16, p) * levels;
+    for_each_code(format, [&](const LabelOp& op, uint32_t, size_t c, size_t p) {
+        const LabelRange range = range_at(format, span, p);
+        const float levels = static_cast<float>((1U << op.bits) - 1U);
+        const float minimum = label_minimum(range, op.bits);
+        const float maximum = minimum + f16_to_f32(range.scale) * levels;
         const float value = centred(in, slot_in_span, c);
         if (value < minimum || value > maximum) fits = false;
     });

@@ -47,7 +47,7 @@ void label_query(const LabelQueryInput& in, LabelQuery& out) {
         const float step = out.step[op.bits == 8 ? 1 : 0] * static_cast<float>(op.factor);
         out.q_ops[at] = out.q[c];
         out.weight[at] = step > 0.0F ? out.q[c] / step : 0.0F;
-        out.mid[at] = step * 0.5F * code_max;
+        out.mid[at] = -step * 0.5F * code_max;
     });
 }
 

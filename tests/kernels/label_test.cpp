@@ -108,11 +108,9 @@ TEST_P(LabelTest, EncodeAgreesWithRef) {
             if (labels.is_open(s)) continue;
             for (uint32_t h = 0; h < c.kv_heads; ++h) {
                 const LabelFormat& format = labels.format(h);
-                const size_t code_bytes = format.plane_count * size_t{kSpanSlots} * 4;
-                ASSERT_EQ(0, std::memcmp(labels.span(s, h) + code_bytes,
-                                         expected.span(s, h) + code_bytes,
-                                         format.span_bytes - code_bytes));
-                for (size_t i = 0; i < code_bytes; ++i) {
+                const size_t code_offset = format.is_f16() ? 0 : label_code_offset(format);
+                ASSERT_EQ(0, std::memcmp(labels.span(s, h), expected.span(s, h), code_offset));
+                for (size_t i = code_offset; i < format.span_bytes; ++i) {
                     different += labels.span(s, h)[i] != expected.span(s, h)[i];
                 }
             }
@@ -355,7 +353,7 @@ TEST(LabelFormatTest, RangeHoldsItsEnds) {
             const float low = std::min(ends[i], ends[i + 1]);
             const float high = std::max(ends[i], ends[i + 1]);
             const LabelRange range = label_range(low, high, bits);
-            const float minimum = f16_to_f32(range.minimum);
+            const float minimum = label_minimum(range, bits);
             const float levels = static_cast<float>((1U << bits) - 1U);
             EXPECT_LE(minimum, low);
             EXPECT_GE(minimum + f16_to_f32(range.scale) * levels, high);
