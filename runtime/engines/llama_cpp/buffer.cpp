@@ -40,6 +40,12 @@ size_t offset_in_root(const ggml_tensor& tensor, size_t offset) {
     return tensor.view_src != nullptr ? tensor.view_offs + offset : offset;
 }
 
+// llama.cpp's caches of any kind, those refused included; not a copy of one, whose name goes on
+// with " (copy)".
+bool is_cache_name(std::string_view name) {
+    return name.starts_with("cache_") && name.find(' ') == std::string_view::npos;
+}
+
 void fail(KvCache& cache, const char* doing, const ggml_tensor& tensor, const Status& status) {
     const std::string text = fmt::format("{} {}: {}", doing, tensor.name, status.message());
     log_failure(text);
@@ -53,8 +59,7 @@ void* buffer_base(ggml_backend_buffer_t buffer) { return buffer_of(buffer).base;
 ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
     if (tensor->view_src != nullptr) return GGML_STATUS_SUCCESS;
     Buffer& owner = buffer_of(buffer);
-    const bool is_cache = std::string_view(tensor->name).starts_with("cache_");
-    if (owner.accessible || (owner.cache == nullptr && !is_cache)) {
+    if (owner.accessible || (owner.cache == nullptr && !is_cache_name(tensor->name))) {
         if (owner.make_accessible()) return GGML_STATUS_SUCCESS;
         log_failure(fmt::format("{} bytes of compute memory: {}", owner.size, strerror(errno)));
         return GGML_STATUS_ALLOC_FAILED;
