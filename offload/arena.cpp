@@ -1,16 +1,17 @@
 // Growth step and huge pages, and why they are as they are.
 //
-// A session has a few regions per layer, and RSS must stay within 3 % of what the rows and labels
-// of an 8,192-token context take: for a model of 30 layers and 768 B a token and layer that is
-// 6 MiB a region, 189 KiB of slack each. Both ways of touching more than is used are bounded by
-// what a region already has:
+// RSS must stay within 3 % of what the rows and labels of an 8,192-token context take. With a
+// region for each layer of a model of 30 layers, 768 B a token and layer, that is 189 KiB of slack
+// a region; so both ways of touching more than is used are bounded by what a region already has:
 //   growth step   1/64 of what is committed (1.6 %), at most 64 MiB; a quarter in regions so
 //                 small that it is below 64 KiB;
-//   huge pages    only for 2 MiB parts that are committed whole. A part that comes whole is
-//                 advised before its first touch; one that filled up in small steps is made huge
-//                 in place (MADV_COLLAPSE, Linux 6.1; older kernels do it when they find time,
-//                 because it is advised). The rest is advised against, or a system set to
-//                 "always" would spend 2 MiB on every first touch.
+//   huge pages    only for 2 MiB parts that are committed whole, before their first touch. Rows,
+//                 which are most of the memory, always come so (offload/block_pool.hpp). The rest
+//                 is advised against, or a system set to "always" would spend 2 MiB on every first
+//                 touch. A part that filled up in small steps is advised too late; the kernel may
+//                 make it huge when it finds time. Asking for that at once (MADV_COLLAPSE) was
+//                 measured: 8 ms a part at best and 20 in the median of a busy 2-core machine,
+//                 in the middle of a step.
 #include "offload/arena.hpp"
 
 #include <fmt/format.h>
@@ -22,14 +23,12 @@
 #include <string>
 #include <utility>
 
+#include "offload/block_pool.hpp"
 #include "offload/executor.hpp"
 #include "offload/memory_limits.hpp"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
-#endif
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
 #endif
 
 namespace shoal::offload {
@@ -101,7 +100,7 @@ void Region::reset() {
     if (data_ == nullptr) return;
     munmap(data_, bytes_);
     arena_->committed_[static_cast<size_t>(tag_)] -= committed_bytes_;
-    arena_->reserved_[static_cast<size_t>(tag_)] -= bytes_;
+    arena_->reserved_[static_cast<size_t>(tag_)] -= reservation_.bytes();
     reservation_ = Reservation();
     data_ = nullptr;
     bytes_ = 0;
@@ -111,7 +110,8 @@ void Region::reset() {
 uint64_t Region::growth_step() const {
     const uint64_t step = std::max(committed_bytes_ / 64, std::min(committed_bytes_ / 4,
                                                                    kSmallStepMax));
-    return std::clamp(round_down(step, kPageBytes), kPageBytes, kGrowthStepMax);
+    const uint64_t unit = huge_pages_ && step >= kHugePageBytes ? kHugePageBytes : kPageBytes;
+    return std::clamp(round_down(step, unit), kPageBytes, kGrowthStepMax);
 }
 
 Status Region::touch_until(uint64_t bytes, const Executor* executor) {
@@ -153,58 +153,62 @@ Status Region::commit(uint64_t begin, uint64_t end, const Executor* executor) {
                                          bytes_text(end - begin), memory_tag_name(tag_),
                                          std::strerror(error)));
     }
-    if (huge_pages_ && huge_begin < huge_end && begin != huge_begin) {
-        collapse_part(huge_begin);
-    }
     return Status::ok();
 }
 
-void Region::collapse_part(uint64_t begin) {
-    if (madvise(data_ + begin, kHugePageBytes, MADV_COLLAPSE) != 0) {
-        arena_->huge_pages_refused_ += 1;
-    }
-}
-
 void Region::release_from(uint64_t bytes) {
-    const uint64_t kept = bytes == 0 ? 0 : round_up(bytes, kPageBytes) + growth_step();
+    const uint64_t unit = huge_pages_ ? kHugePageBytes : kPageBytes;  // split no huge page
+    const uint64_t kept = bytes == 0 ? 0 : round_up(bytes + growth_step(), unit);
     if (kept >= committed_bytes_) return;
     madvise(data_ + kept, committed_bytes_ - kept, MADV_DONTNEED);
-    const uint64_t small_begin = round_down(kept, kHugePageBytes);
-    if (huge_pages_) madvise(data_ + small_begin, bytes_ - small_begin, MADV_NOHUGEPAGE);
+    if (huge_pages_) madvise(data_ + kept, bytes_ - kept, MADV_NOHUGEPAGE);
     arena_->committed_[static_cast<size_t>(tag_)] -= committed_bytes_ - kept;
     committed_bytes_ = kept;
 }
 
-Arena::~Arena() { SHOAL_ASSERT(is_counting() || reserved_bytes() == 0); }
+Arena::Arena(Budget* budget, HugePages huge_pages) : budget_(budget), huge_pages_(huge_pages) {}
+
+Arena::~Arena() {
+    pool_.reset();
+    SHOAL_ASSERT(is_counting() || reserved_bytes() == 0);
+}
 
 Result<Region> Arena::region(MemoryTag tag, uint64_t bytes) {
-    Region region;
-    region.tag_ = tag;
-    region.bytes_ = round_up(bytes, kPageBytes);
-    if (region.bytes_ == 0) return region;
-    if (is_counting()) {
-        reserved_[static_cast<size_t>(tag)] += region.bytes_;
-        return region;
+    bytes = round_up(bytes, kPageBytes);
+    if (bytes == 0 || is_counting()) {
+        reserved_[static_cast<size_t>(tag)] += bytes;
+        return Region(tag, bytes);
     }
-    Result<Reservation> reservation = budget_->reserve(tag, region.bytes_);
+    Result<Reservation> reservation = budget_->reserve(tag, bytes);
     if (!reservation) return reservation.status();
+    Result<Region> region = map(tag, bytes);
+    if (!region) return region.status();
+    region->reservation_ = std::move(*reservation);
+    reserved_[static_cast<size_t>(tag)] += bytes;
+    return region;
+}
 
-    const bool huge_pages = huge_pages_ == HugePages::advise && region.bytes_ >= kHugePageBytes;
-    std::byte* data = map_aligned(region.bytes_, huge_pages ? kHugePageBytes : kPageBytes);
+Result<Region> Arena::map(MemoryTag tag, uint64_t bytes) {
+    const bool huge_pages = huge_pages_ == HugePages::advise && bytes >= kHugePageBytes;
+    std::byte* data = map_aligned(bytes, huge_pages ? kHugePageBytes : kPageBytes);
     if (data == nullptr) {
         return Status::error(
             StatusCode::out_of_memory,
             fmt::format("the system refused {} of address space for {}: {} (see ulimit -v and "
                         "vm.overcommit_memory)",
-                        bytes_text(region.bytes_), memory_tag_name(tag), std::strerror(errno)));
+                        bytes_text(bytes), memory_tag_name(tag), std::strerror(errno)));
     }
-    madvise(data, region.bytes_, MADV_NOHUGEPAGE);
+    madvise(data, bytes, MADV_NOHUGEPAGE);
+    Region region(tag, bytes);
     region.arena_ = this;
-    region.reservation_ = std::move(*reservation);
     region.data_ = data;
     region.huge_pages_ = huge_pages;
-    reserved_[static_cast<size_t>(tag)] += region.bytes_;
     return region;
+}
+
+BlockPool& Arena::block_pool() {
+    if (!pool_) pool_ = std::make_unique<BlockPool>(*this);
+    return *pool_;
 }
 
 uint64_t Arena::reserved_bytes() const {

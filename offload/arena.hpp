@@ -18,6 +18,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "offload/budget.hpp"
 #include "shoal/status.hpp"
@@ -31,6 +32,7 @@ inline constexpr uint64_t kHugePageBytes = uint64_t{2} << 20;
 enum class HugePages : uint8_t { off, advise };
 
 class Arena;
+class BlockPool;
 
 // A run of addresses that never moves. Move-only; destruction unmaps it and gives its bytes back
 // to the Budget. Must not outlive its Arena. One thread at a time, apart from reads and writes of
@@ -66,15 +68,15 @@ public:
     Status touch_all(const Executor* executor = nullptr) { return touch_until(bytes_, executor); }
 
     // Gives the pages behind `bytes` back to the system; they read as zero when they come again.
-    // Keeps up to one growth step, whose contents stay, so that a truncate of a few tokens costs
-    // nothing; bytes == 0 keeps nothing.
+    // Keeps up to one growth step and what is left of a huge page, whose contents stay, so that a
+    // truncate of a few tokens costs nothing; bytes == 0 keeps nothing.
     void release_from(uint64_t bytes);
 
 private:
     friend class Arena;
+    Region(MemoryTag tag, uint64_t bytes) : tag_(tag), bytes_(bytes) {}
     uint64_t growth_step() const;
     Status commit(uint64_t begin, uint64_t end, const Executor* executor);
-    void collapse_part(uint64_t begin);
     void reset();
 
     Arena* arena_ = nullptr;
@@ -110,18 +112,24 @@ public:
     // Of those, bytes in RAM.
     uint64_t committed_bytes(MemoryTag tag) const { return committed_[size_t(tag)].load(); }
     uint64_t committed_bytes() const;
-    // 2 MiB parts that the system would not make huge pages of. They work, with more TLB misses.
+    // 2 MiB parts for which the system takes no advice. They work, with more TLB misses.
     uint64_t huge_pages_refused() const { return huge_pages_refused_.load(); }
+
+    // Where the blocks of all stores of this Arena come from.
+    BlockPool& block_pool();
 
 private:
     friend class Region;
-    Arena(Budget* budget, HugePages huge_pages) : budget_(budget), huge_pages_(huge_pages) {}
+    friend class BlockPool;
+    Arena(Budget* budget, HugePages huge_pages);
+    Result<Region> map(MemoryTag tag, uint64_t bytes);  // outside the budget
 
     Budget* budget_;
     HugePages huge_pages_;
     std::array<std::atomic<uint64_t>, kMemoryTagCount> reserved_{};
     std::array<std::atomic<uint64_t>, kMemoryTagCount> committed_{};
     std::atomic<uint64_t> huge_pages_refused_{0};
+    std::unique_ptr<BlockPool> pool_;
 };
 
 }  // namespace shoal::offload

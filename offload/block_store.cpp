@@ -1,7 +1,10 @@
 #include "offload/block_store.hpp"
 
+#include <algorithm>
 #include <numeric>
 #include <utility>
+
+#include "offload/block_pool.hpp"
 
 namespace shoal::offload {
 
@@ -9,6 +12,9 @@ namespace {
 
 constexpr uint32_t kPieceAlignment = 128;
 constexpr uint32_t kBlockUnit = 4096;
+// Half a run is wasted for each group: 1 MiB in 30 layers, of 188 MiB at 8,192 tokens. Shorter runs
+// cost little but break up the streams of dense attention.
+constexpr uint32_t kRunBytes = 64 << 10;
 
 }  // namespace
 
@@ -37,40 +43,82 @@ uint32_t block_count_of(const BlockLayout& layout, uint32_t slot_count) {
     return static_cast<uint32_t>((slot_count + tokens - 1) >> layout.block_tokens_log2);
 }
 
+BlockStore::BlockStore(BlockStore&& other) noexcept { *this = std::move(other); }
+
+BlockStore& BlockStore::operator=(BlockStore&& other) noexcept {
+    if (this == &other) return *this;
+    reset();
+    arena_ = std::exchange(other.arena_, nullptr);
+    layout_ = other.layout_;
+    slot_count_max_ = std::exchange(other.slot_count_max_, 0);
+    block_count_ = std::exchange(other.block_count_, 0);
+    claim_ = std::move(other.claim_);
+    table_ = std::move(other.table_);
+    return *this;
+}
+
+BlockStore::~BlockStore() { reset(); }
+
+void BlockStore::reset() {
+    if (arena_ == nullptr) return;
+    release_from(0);
+    arena_->block_pool().drop_claim(claim_);
+    arena_ = nullptr;
+}
+
 Result<BlockStore> BlockStore::create(Arena& arena, const BlockLayout& layout,
                                       uint32_t slot_count_max) {
-    const uint64_t block_count = block_count_of(layout, slot_count_max);
-    Result<Region> rows = arena.region(MemoryTag::kv, block_count * layout.block_bytes);
-    if (!rows) return rows.status();
-    Result<Region> table = arena.region(MemoryTag::index, block_count * sizeof(std::byte*));
-    if (!table) return table.status();
     BlockStore store;
     store.layout_ = layout;
     store.slot_count_max_ = slot_count_max;
-    store.rows_ = std::move(*rows);
+    Result<Region> table = arena.region(
+        MemoryTag::index, uint64_t{store.block_count_max()} * sizeof(std::byte*));
+    if (!table) return table.status();
+    const uint64_t run_bytes = uint64_t{store.run_blocks()} * layout.block_bytes;
+    Result<Reservation> claim = arena.block_pool().claim(store.rows_bytes_max(), run_bytes);
+    if (!claim) return claim.status();
     store.table_ = std::move(*table);
+    store.claim_ = std::move(*claim);
+    if (!arena.is_counting()) store.arena_ = &arena;
     return store;
+}
+
+uint32_t BlockStore::run_blocks() const {
+    return std::max(1U, kRunBytes / layout_.block_bytes);
 }
 
 Status BlockStore::ensure(uint32_t slot_count, const Executor* executor) {
     const uint32_t block_count = block_count_of(layout_, slot_count);
     if (block_count <= block_count_) return Status::ok();
-    SHOAL_ASSERT(slot_count <= slot_count_max_);
-    SHOAL_TRY(rows_.touch_until(uint64_t{block_count} * layout_.block_bytes, executor));
-    SHOAL_TRY(table_.touch_until(uint64_t{block_count} * sizeof(std::byte*)));
+    SHOAL_ASSERT(arena_ != nullptr && slot_count <= slot_count_max_);
+    BlockPool& pool = arena_->block_pool();
+    const uint64_t new_blocks = block_count - block_count_;
+    SHOAL_TRY(pool.prepare(new_blocks * layout_.block_bytes, executor));
     auto* const blocks = table_.as<std::byte*>();
-    for (; block_count_ < block_count; ++block_count_) {
-        blocks[block_count_] = rows_.data() + uint64_t{block_count_} * layout_.block_bytes;
+    while (block_count_ < block_count) {
+        const uint32_t run_end = std::min(block_count_ + run_blocks(), block_count_max());
+        SHOAL_TRY(table_.touch_until(uint64_t{run_end} * sizeof(std::byte*)));
+        const uint64_t run_bytes = uint64_t{run_end - block_count_} * layout_.block_bytes;
+        Result<std::byte*> run = pool.take(run_bytes);
+        if (!run) return run.status();
+        for (std::byte* block = *run; block_count_ < run_end; block += layout_.block_bytes) {
+            blocks[block_count_++] = block;
+        }
     }
     return Status::ok();
 }
 
 void BlockStore::release_from(uint32_t slot_count) {
-    const uint32_t block_count = block_count_of(layout_, slot_count);
+    const uint32_t runs_kept =
+        (block_count_of(layout_, slot_count) + run_blocks() - 1) / run_blocks();
+    const uint32_t kept = runs_kept * run_blocks();
     auto* const blocks = table_.as<std::byte*>();
-    while (block_count_ > block_count) blocks[--block_count_] = nullptr;
-    rows_.release_from(uint64_t{block_count} * layout_.block_bytes);
-    table_.release_from(uint64_t{block_count} * sizeof(std::byte*));
+    while (block_count_ > kept) {
+        const uint32_t run_begin = (block_count_ - 1) / run_blocks() * run_blocks();
+        arena_->block_pool().give_back(blocks[run_begin]);
+        while (block_count_ > run_begin) blocks[--block_count_] = nullptr;
+    }
+    table_.release_from(uint64_t{block_count_} * sizeof(std::byte*));
 }
 
 kernels::KvView BlockStore::view() const {

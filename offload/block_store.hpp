@@ -25,28 +25,30 @@ struct BlockLayout {
 // 128 B. A block is the smallest power of two of tokens whose pieces fill whole 4096 B pages.
 BlockLayout make_block_layout(kernels::PieceFormat format);
 
-// Blocks that hold `slot_count` slots, and the bytes of rows and of metadata they take, as
-// BlockStore takes them.
+// Blocks that hold `slot_count` slots.
 uint32_t block_count_of(const BlockLayout& layout, uint32_t slot_count);
 
 // Blocks and their table. Move-only. One thread at a time, apart from reads and writes of rows.
 // Blocks are found through the table only: where they lie is nobody's business but this class's.
-// Metadata: 8 B a block.
+// Metadata: 8 B a block. Must not outlive its Arena.
 class BlockStore {
 public:
     BlockStore() = default;
-    // Asks `arena` for addresses of `slot_count_max` slots (1 ..), rounded up to whole blocks: one
-    // region of rows (kv) and one of metadata (index).
+    BlockStore(BlockStore&& other) noexcept;
+    BlockStore& operator=(BlockStore&& other) noexcept;
+    ~BlockStore();
+
+    // Asks `arena` for memory for `slot_count_max` slots (1 ..), rounded up to whole blocks: rows
+    // (kv) from its block pool and one region of metadata (index).
     static Result<BlockStore> create(Arena& arena, const BlockLayout& layout,
                                      uint32_t slot_count_max);
 
-    // Makes slots [0, slot_count) addressable and puts their blocks into RAM. Rows of new blocks
-    // read as zero. `slot_count` <= slot_count_max(). Cheap when nothing is to do: call it at the
-    // start of each step.
+    // Makes slots [0, slot_count), and those that share a run of blocks with them, addressable and
+    // puts them into RAM. Rows of new blocks are zero. `slot_count` <= slot_count_max(). Cheap when
+    // nothing is to do: call it at the start of each step.
     Status ensure(uint32_t slot_count, const Executor* executor = nullptr);
-    // Forgets blocks whose slots are all >= slot_count; their pages go back to the system except
-    // for at most one growth step (offload/arena.hpp), so rows that come again hold zero or what
-    // they held.
+    // Forgets runs of blocks whose slots are all >= slot_count. Their memory serves other stores
+    // of the Arena, or goes back to the system but for a growth step (offload/arena.hpp).
     void release_from(uint32_t slot_count);
 
     // `blocks` of the view keeps its address for life; entries of blocks not yet ensured are null.
@@ -55,17 +57,23 @@ public:
     uint32_t slot_count_max() const { return slot_count_max_; }
     // Slots that are addressable.
     uint32_t slot_count() const { return block_count_ << layout_.block_tokens_log2; }
-    uint64_t reserved_bytes() const { return rows_.bytes() + table_.bytes(); }
+    uint64_t reserved_bytes() const { return rows_bytes_max() + table_.bytes(); }
     uint64_t committed_bytes() const {
-        return rows_.committed_bytes() + table_.committed_bytes();
+        return uint64_t{block_count_} * layout_.block_bytes + table_.committed_bytes();
     }
 
 private:
+    uint32_t block_count_max() const { return block_count_of(layout_, slot_count_max_); }
+    uint64_t rows_bytes_max() const { return uint64_t{block_count_max()} * layout_.block_bytes; }
+    uint32_t run_blocks() const;
+    void reset();
+
+    Arena* arena_ = nullptr;     // null in a counting Arena
     BlockLayout layout_;
     uint32_t slot_count_max_ = 0;
-    uint32_t block_count_ = 0;  // entries of the table that are set
-    Region rows_;
-    Region table_;              // std::byte* [block_count_of(slot_count_max)]
+    uint32_t block_count_ = 0;   // entries of the table that are set: whole runs
+    Reservation claim_;          // of rows_bytes_max()
+    Region table_;               // std::byte* [block_count_max()]
 };
 
 }  // namespace shoal::offload
