@@ -33,9 +33,12 @@ Result<Config> next_config() {
 }
 
 Status set_next_config(const char* text) {
-    Config config;
-    SHOAL_TRY(config_merge_text(text == nullptr ? "" : text, "configuration", config));
-    SHOAL_TRY(config_check(config));
+    std::optional<Config> config;
+    if (text != nullptr) {
+        config.emplace();
+        SHOAL_TRY(config_merge_text(text, "configuration", *config));
+        SHOAL_TRY(config_check(*config));
+    }
     const std::lock_guard lock(settings_mutex);
     given_config = config;
     return Status::ok();

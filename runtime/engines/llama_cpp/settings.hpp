@@ -12,6 +12,7 @@ namespace shoal::llama_cpp {
 // SHOAL_CONFIG names (read at each call), else the defaults.
 Result<Config> next_config();
 
+// Null: as if it had never been called.
 Status set_next_config(const char* text);
 
 void set_next_model(const char* fingerprint);

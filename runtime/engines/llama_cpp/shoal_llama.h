@@ -40,7 +40,8 @@ extern "C" {
 SHOAL_LLAMA_API int shoal_llama_api_version(void);
 
 /* Configuration of contexts created afterwards: TOML or JSON text over the defaults. Replaces what
- * SHOAL_CONFIG named (that file is then not read) and what an earlier call gave. */
+ * SHOAL_CONFIG named (that file is then not read) and what an earlier call gave. NULL takes both
+ * back. */
 SHOAL_LLAMA_API const char* shoal_llama_configure(const char* text);
 
 /* Identity of the model that contexts created afterwards run, e.g. "llama 135M Q4_1, 272 tensors".
