@@ -15,18 +15,10 @@
 
 namespace shoal::calib {
 
-// What the channel counts of the classes of `mixed` are multiples of. The labels of a token lie
-// in dwords; a dword whose four bytes are all of one class needs fewer operations to score.
-enum class CodeFill : uint8_t {
-    bytes,   // 2 channels of 4 bits, 4 of 2 bits
-    dwords,  // 8 channels of 4 bits, 16 of 2 bits
-};
-
 struct ChooseInput {
     const ChannelMoments* moments = nullptr;
     LabelBits label_bits = LabelBits::mixed;
     uint32_t bit_budget = 0;  // 16 .., from label_bit_budget()
-    CodeFill fill = CodeFill::bytes;
 };
 
 // Arguments of kernels::make_label_format().
@@ -40,10 +32,11 @@ struct ChannelChoice {
 // when that is 0, rounded up to whole dwords since codes are stored in dwords.
 uint32_t label_bit_budget(uint32_t row_bits, uint32_t k_head_dim);
 
-// Ties go to the lowest channel. A channel whose weight is 0 gets nothing, so the budget is not
-// spent when too few channels vary (and never more than 4 bits (mixed) or `label_bits` go to a
-// channel). Otherwise it is spent exactly. There is always at least one channel: if none varies,
-// the first ones are taken.
+// `mixed` has multiples of 4 channels of 4 bits and of 8 channels of 2 bits, so that no operation
+// of the label scan has unused lanes. Ties go to the lowest channel. A channel whose weight is 0
+// gets nothing, and none gets more than 4 bits (`mixed`) or `label_bits`, so the budget is not
+// spent when too few channels vary; otherwise it is spent exactly. There is always at least one
+// channel: if none varies, the first ones are taken.
 ChannelChoice choose_channels(const ChooseInput& in);
 
 // Expected squared error of the score that remains, as a share of what it is without labels:

@@ -72,7 +72,7 @@ inline ChannelMoments moments_of_weights(const std::vector<double>& weights) {
     return moments;
 }
 
-// Weights that fall off as those of real heads do: exp(deviation * normal).
+// exp(deviation * normal). Heads of SmolLM2-135M have deviations of .4 to 1.8, mean .8.
 inline std::vector<double> heavy_tailed_weights(uint32_t head_dim, uint32_t seed,
                                                 double deviation) {
     std::mt19937 random(seed);
