@@ -19,7 +19,8 @@ struct MaskRanges {
 // visible, -infinity is not. Returns false when an element is anything else (ALiBi): `ranges` is
 // then of no use.
 //
-// Cost: one read of the mask. 131,072 slots, one query: 4-8 us with the row in L2.
+// Cost: one read of the mask. 131,072 slots, one query: 7.3 us with the row in L2 (the engine has
+// just written it), 38 us from DRAM (one AVX-512 server core).
 bool mask_to_ranges(const uint16_t* mask, size_t row_stride, uint32_t query_count,
                     uint32_t slot_count, MaskRanges& ranges);
 
