@@ -35,7 +35,13 @@ struct AttendInput {
     float scale = 0.0F;          // factor on q.k
 };
 
-// A partial softmax state per query head: out = sum of exp(s - max) * v, not yet divided.
+// How far scores may exceed the `max` of a state: backends that keep a reference below the true
+// maximum spare themselves most of the rescaling. Weights then reach e^16, which f32 carries as
+// exactly as 1.
+inline constexpr float kAttendMaxSlack = 16.0F;
+
+// A partial softmax state per query head: out = sum of exp(s - max) * v, not yet divided, where
+// max is the largest score or up to kAttendMaxSlack below it.
 // The empty state is max = -inf, sum = 0, out = 0.
 struct AttendPartial {
     float* max = nullptr;  // [q_head_count]

@@ -32,7 +32,7 @@ HWY_INLINE float add_parts(const MergeInput& in, uint32_t head, uint32_t first, 
         factors[part] = states[part * state_floats + head] - max;
     }
     for (uint32_t part = 0; part < count; part += kLanes) {
-        hn::Store(exp_nonpositive(hn::Load(d, factors + part)), d, factors + part);
+        hn::Store(exp_below(hn::Load(d, factors + part)), d, factors + part);
     }
     float sum = 0.0F;
     for (uint32_t part = 0; part < count; ++part) {

@@ -35,7 +35,7 @@ HWY_INLINE F32Vec load_row(const std::byte* row, size_t i) {
     }
 }
 
-// 2^(whole + r), whole an integer in [-126, 0], r in [-0.5, 0.5]. Degree 5 minimax polynomial
+// 2^(whole + r), whole an integer in [-126, 126], r in [-0.5, 0.5]. Degree 5 minimax polynomial
 // with the constant term held at 1 (9e-8 before rounding); exactly 1 at 0.
 HWY_INLINE F32Vec exp2_of(F32Vec whole, F32Vec r) {
     const F32Tag d;
@@ -59,9 +59,9 @@ HWY_INLINE F32Vec exp2_nonpositive(F32Vec x) {
     return hn::IfThenZeroElse(vanishes, exp2_of(whole, hn::Sub(x, whole)));
 }
 
-// e^x for x <= 0, relative error below 3e-7 however large -x is (ln 2 is split in two);
+// e^x for x <= 80, relative error below 3e-7 however large -x is (ln 2 is split in two);
 // exactly 0 below -87 and at -inf.
-HWY_INLINE F32Vec exp_nonpositive(F32Vec x) {
+HWY_INLINE F32Vec exp_below(F32Vec x) {
     const F32Tag d;
     const F32Vec log2_e = hn::Set(d, 1.44269504F);
     const F32Vec least = hn::Set(d, -87.0F);

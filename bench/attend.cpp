@@ -1,0 +1,207 @@
+// Decode attention: gathered random rows and everything, as % of the sequential read bandwidth
+// measured between the runs of the same round.
+//
+// Bytes are those of the listed pieces. Several layers are walked in turn, so that rows come from
+// memory as they do in a decode step. A gather includes its merge.
+#include <random>
+
+#include "bench/support.hpp"
+#include "kernels/convert.hpp"
+
+namespace shoal::bench {
+namespace {
+
+using kernels::AttendInput;
+using kernels::Backend;
+using kernels::KvView;
+using kernels::PieceFormat;
+
+struct Shape {
+    const char* name;
+    uint32_t kv_heads;
+    uint32_t q_per_kv;
+    uint32_t dim;
+    DType dtype;
+    uint32_t layers;
+};
+
+constexpr uint32_t kRows = 1024;
+constexpr uint32_t kLists = 16;
+constexpr uint32_t kBlockLog2 = 4;
+
+class Bed {
+public:
+    Bed(const Shape& shape, uint32_t slots)
+        : shape_(shape), slots_(slots), format_(make_format(shape)),
+          buffer_(size_t{shape.layers} * slots * format_.piece_stride_bytes) {
+        fill();
+        std::minstd_rand random(1);
+        for (uint32_t list = 0; list < kLists; ++list) {
+            std::vector<uint32_t> all(slots);
+            for (uint32_t i = 0; i < slots; ++i) all[i] = i;
+            std::shuffle(all.begin(), all.end(), random);
+            all.resize(kRows);
+            std::sort(all.begin(), all.end());
+            lists_.push_back(std::move(all));
+        }
+        const size_t block_bytes = size_t{format_.piece_stride_bytes} << kBlockLog2;
+        for (size_t at = 0; at < buffer_.bytes(); at += block_bytes) {
+            blocks_.push_back(buffer_.data() + at);
+        }
+        q_.resize(size_t{q_heads()} * shape.dim);
+        for (float& value : q_) value = std::normal_distribution<float>()(random);
+        partials_.resize(kernels::kAttendPartsMax *
+                         kernels::attend_partial_floats(q_heads(), shape.dim));
+        out_.resize(size_t{q_heads()} * shape.dim);
+    }
+
+    // Attends `list` of `layer` (or everything when null) and returns the bytes of its pieces.
+    size_t attend(const Backend& backend, BenchThreads& threads, uint32_t layer,
+                  const std::vector<uint32_t>* list) {
+        AttendInput in;
+        const uint32_t blocks_per_layer = slots_ >> kBlockLog2;
+        in.kv = KvView{format_, blocks_.data() + size_t{layer} * blocks_per_layer, kBlockLog2};
+        in.q = q_.data();
+        in.q_head_stride = shape_.dim;
+        in.q_per_kv = shape_.q_per_kv;
+        in.slots = {list != nullptr ? list->data() : nullptr, 0, list != nullptr ? kRows : slots_};
+        in.scale = 0.125F;
+        const uint32_t rows = kernels::attend_part_rows(in.slots.count);
+        const uint32_t parts = kernels::attend_part_count(in.slots.count);
+        threads.run_each(parts, [&](uint32_t part, uint32_t) {
+            backend.attend_part(in, part * rows, std::min((part + 1) * rows, in.slots.count),
+                                kernels::attend_partial_at(partials_.data(), part, q_heads(),
+                                                           shape_.dim));
+        });
+        backend.merge({partials_.data(), parts, q_heads(), shape_.dim},
+                      {out_.data(), shape_.dim, nullptr});
+        return size_t{in.slots.count} * format_.kv_head_count * format_.row_stride_bytes;
+    }
+
+    uint32_t q_heads() const { return shape_.kv_heads * shape_.q_per_kv; }
+    uint32_t layers() const { return shape_.layers; }
+    const HugeBuffer& buffer() const { return buffer_; }
+    const std::vector<uint32_t>& list(uint32_t i) const { return lists_[i % kLists]; }
+    // FLOP per byte of a piece.
+    double flop_per_byte() const {
+        return 4.0 * q_heads() * shape_.dim / (format_.kv_head_count * format_.row_stride_bytes);
+    }
+
+private:
+    static PieceFormat make_format(const Shape& shape) {
+        PieceFormat format;
+        format.k_dtype = shape.dtype;
+        format.v_dtype = shape.dtype;
+        format.kv_head_count = shape.kv_heads;
+        format.k_head_dim = shape.dim;
+        format.v_head_dim = shape.dim;
+        format.v_offset_bytes = shape.dim * kernels::element_bytes(shape.dtype);
+        format.row_stride_bytes = 2 * format.v_offset_bytes;
+        format.piece_stride_bytes = (shape.kv_heads * format.row_stride_bytes + 127) / 128 * 128;
+        return format;
+    }
+    // Normal numbers, repeated every 64 KiB and 62 B: values do not matter, NaN and speed do.
+    void fill() {
+        std::minstd_rand random(3);
+        std::normal_distribution<float> normal;
+        std::vector<uint16_t> pattern(32749);
+        for (uint16_t& value : pattern) {
+            value = shape_.dtype == DType::f16 ? kernels::f32_to_f16(normal(random))
+                                               : kernels::f32_to_bf16(normal(random));
+        }
+        const size_t bytes = pattern.size() * 2;
+        for (size_t at = 0; at < buffer_.bytes(); at += bytes) {
+            std::memcpy(buffer_.data() + at, pattern.data(),
+                        std::min(bytes, buffer_.bytes() - at));
+        }
+    }
+
+    Shape shape_;
+    uint32_t slots_;
+    PieceFormat format_;
+    HugeBuffer buffer_;
+    std::vector<std::byte*> blocks_;
+    std::vector<std::vector<uint32_t>> lists_;
+    std::vector<float> q_;
+    std::vector<float> partials_;
+    std::vector<float> out_;
+};
+
+struct Series {
+    std::vector<double> us;
+    std::vector<double> percent;
+    size_t bytes = 0;
+};
+
+void print(const char* op, const Shape& shape, uint32_t threads, const Series& series,
+           double flop_per_byte) {
+    const double us = median(series.us);
+    const double gb_s = static_cast<double>(series.bytes) / us / 1e3;
+    std::printf("%-7s %-2s %-5s %-8s %u threads  %10.1f us  %9.3f MB  %6.1f GB/s  %6.1f GFLOP/s"
+                "  %5.1f %% of read\n",
+                op, shape.name, dtype_name(shape.dtype), kernels::cpu_target_name().c_str(),
+                threads, us, static_cast<double>(series.bytes) / 1e6, gb_s, gb_s * flop_per_byte,
+                median(series.percent));
+}
+
+void measure(const Backend& backend, Bed& bed, const Shape& shape, uint32_t thread_count,
+             const BenchArgs& args) {
+    BenchThreads threads(thread_count);
+    Series gather;
+    Series dense;
+    std::vector<double> read_gb_s;
+    uint32_t list = 0;
+    for (uint32_t round = 0; round < args.rounds; ++round) {
+        const double read_s = time_read(threads, bed.buffer());
+        const double read = static_cast<double>(bed.buffer().bytes()) / read_s;
+        read_gb_s.push_back(read / 1e9);
+        const auto add = [&](Series& series, double seconds, size_t bytes) {
+            series.us.push_back(seconds * 1e6);
+            series.percent.push_back(100.0 * static_cast<double>(bytes) / seconds / read);
+            series.bytes = bytes;
+        };
+        // Lists of all layers in turn, until all lists were used; one figure per list.
+        double start = now_s();
+        size_t bytes = 0;
+        for (uint32_t i = 0; i < kLists; ++i, ++list) {
+            bytes += bed.attend(backend, threads, list % bed.layers(), &bed.list(list));
+        }
+        add(gather, (now_s() - start) / kLists, bytes / kLists);
+        start = now_s();
+        bytes = bed.attend(backend, threads, round % bed.layers(), nullptr);
+        add(dense, now_s() - start, bytes);
+    }
+    std::printf("%-7s %-2s %-14s %u threads  %64.1f GB/s\n", "read", shape.name, "",
+                thread_count, median(read_gb_s));
+    print("gather", shape, thread_count, gather, bed.flop_per_byte());
+    print("dense", shape, thread_count, dense, bed.flop_per_byte());
+    std::fflush(stdout);
+}
+
+void run(const BenchArgs& args) {
+    const uint32_t slots = args.quick ? 16384 : 131072;
+    const std::vector<Shape> shapes = {
+        {"S", 3, 3, 64, DType::f16, 6},
+        {"L", 8, 4, 128, DType::bf16, 2},
+        {"L", 8, 4, 128, DType::f16, 2},
+    };
+    std::printf("%u of %u slots gathered, medians of %u rounds\n", kRows, slots, args.rounds);
+    for (const Shape& shape : shapes) {
+        Bed bed(shape, slots);
+        for (int64_t target : bench_targets(args.target)) {
+            hwy::SetSupportedTargetsForTest(target);
+            for (uint32_t threads : args.threads) {
+                measure(kernels::cpu_backend(), bed, shape, threads, args);
+            }
+        }
+        hwy::SetSupportedTargetsForTest(0);
+    }
+}
+
+}  // namespace
+}  // namespace shoal::bench
+
+int main(int argc, char** argv) {
+    shoal::bench::run(shoal::bench::parse_args(argc, argv));
+    return 0;
+}
