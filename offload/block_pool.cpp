@@ -1,3 +1,6 @@
+// First touch of 364 MiB by 30 groups, 512 tokens at a time, on a 2-core server VM: 0.044 s in huge
+// pages, 0.10 s in small ones. Memory that the host of the VM has not backed yet costs 5 ms a huge
+// page instead, once.
 #include "offload/block_pool.hpp"
 
 #include <fmt/format.h>
