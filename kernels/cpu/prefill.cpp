@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "kernels/cpu/cpu.hpp"
 #include "kernels/cpu/prefill_call.hpp"
@@ -74,32 +75,57 @@ void attend_row_tile(const PrefillItem& item, uint32_t index, const TileVisibili
     }
     softmax_tile(tile);
     product({.a = item.scores + view.begin, .a_stride = kSlotTile,
-             .b = item.v_packed + size_t{view.begin} * format.v_head_dim,
-             .b_stride = format.v_head_dim, .depth = view.end - view.begin,
+             .b = item.v_packed + size_t{view.begin} * v_packed_stride(format.v_head_dim),
+             .b_stride = v_packed_stride(format.v_head_dim), .depth = view.end - view.begin,
              .c = item.acc + row * format.v_head_dim, .c_stride = format.v_head_dim,
              .factors = factors},
             rows, 0, format.v_head_dim);
 }
 
+// What each row tile of an item sees of a slot tile, and all together.
+struct ItemView {
+    TileVisibility tiles[kGroupTilesMax];
+    SpanMask seen;
+    uint32_t seen_by = 0;
+};
+
+void see_item(const PrefillItem& item, uint32_t slot_first, ItemView& view) {
+    view.seen = SpanMask{};
+    view.seen_by = 0;
+    for (uint32_t index = 0; index < item.row_tile_count; ++index) {
+        const RowSpan span = item.call->rows_of(item.row_tile(index));
+        TileVisibility& tile = view.tiles[index];
+        see_tile(*item.call->in, span.query_first, span.query_count, slot_first, tile);
+        view.seen.visible[0] |= tile.seen.visible[0];
+        view.seen.visible[1] |= tile.seen.visible[1];
+        view.seen_by += tile.none() ? 0 : 1;
+    }
+}
+
 void prefill_item_here(const PrefillItem& item) {
-    const PrefillInput& in = *item.call->in;
-    TileVisibility views[kGroupTilesMax];
+    ItemView views[2];
+    ItemView* view = &views[0];
+    ItemView* next = &views[1];
     load_queries(item);
+    if (item.slot_begin < item.slot_end) see_item(item, item.slot_begin, *view);
     for (uint32_t slot = item.slot_begin; slot < item.slot_end; slot += kSlotTile) {
-        SpanMask seen;
-        uint32_t seen_by = 0;
+        const uint32_t slot_next = slot + kSlotTile;
+        if (slot_next < item.slot_end) see_item(item, slot_next, *next);
+        if (view->seen_by != 0) pack_tile(item, slot, view->seen);
+        // The next tile's rows arrive while this one is computed, a share with every row tile.
+        uint32_t fetched = 0;
+        uint32_t done = 0;
         for (uint32_t index = 0; index < item.row_tile_count; ++index) {
-            const RowSpan span = item.call->rows_of(item.row_tile(index));
-            see_tile(in, span.query_first, span.query_count, slot, views[index]);
-            seen.visible[0] |= views[index].seen.visible[0];
-            seen.visible[1] |= views[index].seen.visible[1];
-            seen_by += views[index].none() ? 0 : 1;
+            if (view->tiles[index].none()) continue;
+            const uint32_t fetch_end = slot_next < item.slot_end
+                                           ? kSlotTile * ++done / view->seen_by
+                                           : 0;
+            prefetch_rows(item.call->in->kv, item.kv_head, slot_next, next->seen, fetched,
+                          fetch_end);
+            fetched = fetch_end;
+            attend_row_tile(item, index, view->tiles[index]);
         }
-        if (seen_by == 0) continue;
-        pack_tile(item, slot, seen);
-        for (uint32_t index = 0; index < item.row_tile_count; ++index) {
-            if (!views[index].none()) attend_row_tile(item, index, views[index]);
-        }
+        std::swap(view, next);
     }
     store_results(item);
 }

@@ -6,8 +6,6 @@
 
 namespace shoal::kernels::cpu {
 
-inline constexpr uint32_t kGroupTilesMax = 32;  // 2048 / (32 + 32)
-
 // Rows of one row tile, and the queries they belong to.
 struct RowSpan {
     uint32_t first = 0;

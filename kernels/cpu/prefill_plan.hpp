@@ -13,10 +13,13 @@ namespace shoal::kernels::cpu {
 
 inline constexpr uint32_t kRowTile = 48;    // rows; a multiple of the micro-kernel's 6
 inline constexpr uint32_t kSlotTile = 128;  // slots, at multiples of 128
-inline constexpr uint32_t kPackedStride = kSlotTile + 16;  // floats; 512 B would alias in L1
+// Floats from one row of a packed tile to the next, K and V; powers of two would alias in L1.
+inline constexpr uint32_t kPackedStride = kSlotTile + 16;
+constexpr uint32_t v_packed_stride(uint32_t v_head_dim) { return v_head_dim + 16; }
 inline constexpr uint32_t kPrefillPartsMax = 8;
 inline constexpr uint32_t kPrefillPartSlotsMin = 1024;
 inline constexpr uint32_t kPrefillSplitRowsMax = 4 * kRowTile;  // more rows: slots are not split
+inline constexpr uint32_t kGroupTilesMax = 32;  // row tiles of an item
 inline constexpr uint32_t kLanesMax = 16;
 
 struct PrefillPlan {
@@ -60,7 +63,7 @@ struct PrefillLayout {
     size_t max = 0;      // [tiles_per_group * kRowTile]
     size_t sum = 0;      // [tiles_per_group * kRowTile, kLanesMax] one sum per lane
     size_t k_packed = 0; // [k_head_dim, kPackedStride]
-    size_t v_packed = 0; // [kSlotTile, v_head_dim]
+    size_t v_packed = 0; // [kSlotTile, v_packed_stride(v_head_dim)]
     size_t scores = 0;   // [kRowTile, kSlotTile]
     size_t worker_floats = 0;
     // After the workers: states of all parts, [part_count][kv_head_count][row_count] of

@@ -158,7 +158,8 @@ template <typename T>
 void pack_v(const KvView& kv, uint32_t kv_head, uint32_t slot_first, const SpanMask& seen,
             float* packed) {
     const F32Tag d;
-    for (uint32_t slot = 0; slot < kSlotTile; ++slot, packed += kv.format.v_head_dim) {
+    const uint32_t stride = v_packed_stride(kv.format.v_head_dim);
+    for (uint32_t slot = 0; slot < kSlotTile; ++slot, packed += stride) {
         if (!is_seen(seen, slot)) {
             std::fill_n(packed, kv.format.v_head_dim, 0.0F);
             continue;
@@ -167,6 +168,17 @@ void pack_v(const KvView& kv, uint32_t kv_head, uint32_t slot_first, const SpanM
         for (uint32_t c = 0; c < kv.format.v_head_dim; c += kLanes) {
             hn::Store(load_row<T>(row, c), d, packed + c);
         }
+    }
+}
+
+// Prefetches one head's rows of slots [begin, end) of a tile into L2.
+inline void prefetch_rows(const KvView& kv, uint32_t kv_head, uint32_t slot_first,
+                          const SpanMask& seen, uint32_t begin, uint32_t end) {
+    const uint32_t bytes = kv.format.row_stride_bytes;
+    for (uint32_t slot = begin; slot < end; ++slot) {
+        if (!is_seen(seen, slot)) continue;
+        const std::byte* row = kv.k_row(slot_first + slot, kv_head);
+        for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
     }
 }
 

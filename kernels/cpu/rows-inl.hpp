@@ -35,34 +35,37 @@ HWY_INLINE F32Vec load_row(const std::byte* row, size_t i) {
     }
 }
 
-// 2^(whole + r), whole an integer in [-126, 126], r in [-0.5, 0.5]. Degree 5 minimax polynomial
-// with the constant term held at 1 (9e-8 before rounding); exactly 1 at 0.
-HWY_INLINE F32Vec exp2_of(F32Vec whole, F32Vec r) {
+// 2^r for r in [-0.5, 0.5]: degree 5 minimax polynomial with the constant term held at 1 (9e-8
+// before rounding), so that 2^0 is exactly 1.
+HWY_INLINE F32Vec exp2_fraction(F32Vec r) {
     const F32Tag d;
-    const hn::RebindToSigned<F32Tag> di;
     F32Vec p = hn::MulAdd(hn::Set(d, 0.0013264727F), r, hn::Set(d, 0.0096715127F));
     p = hn::MulAdd(p, r, hn::Set(d, 0.0555073374F));
     p = hn::MulAdd(p, r, hn::Set(d, 0.2402224208F));
     p = hn::MulAdd(p, r, hn::Set(d, 0.6931469776F));
-    p = hn::MulAdd(p, r, hn::Set(d, 1.0F));
-    const auto exponent = hn::ShiftLeft<23>(hn::ConvertTo(di, whole));
-    return hn::BitCast(d, hn::Add(hn::BitCast(di, p), exponent));
+    return hn::MulAdd(p, r, hn::Set(d, 1.0F));
 }
 
-// 2^x for x <= 0, relative error below 3e-7; exactly 0 below -126 and at -inf.
+// 2^x for x <= 0, relative error below 3e-7 down to -126; exactly 0 at -127 and below, -inf
+// included; exactly 1 at 0. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits,
+// ready to be shifted into the exponent: 11 instructions. Between -127 and -126 the result is
+// some number below 2^-126.
 HWY_INLINE F32Vec exp2_nonpositive(F32Vec x) {
     const F32Tag d;
-    const F32Vec least = hn::Set(d, -126.0F);
-    const auto vanishes = hn::Lt(x, least);
-    x = hn::Max(x, least);
-    const F32Vec whole = hn::Round(x);
-    return hn::IfThenZeroElse(vanishes, exp2_of(whole, hn::Sub(x, whole)));
+    const hn::RebindToSigned<F32Tag> di;
+    const F32Vec magic = hn::Set(d, 12582912.0F);
+    x = hn::Max(x, hn::Set(d, -127.0F));
+    const F32Vec shifted = hn::Add(x, magic);
+    const F32Vec r = hn::Sub(x, hn::Sub(shifted, magic));
+    const auto exponent = hn::ShiftLeft<23>(hn::BitCast(di, shifted));
+    return hn::BitCast(d, hn::Add(hn::BitCast(di, exp2_fraction(r)), exponent));
 }
 
 // e^x for x <= 80, relative error below 3e-7 however large -x is (ln 2 is split in two);
 // exactly 0 below -87 and at -inf.
 HWY_INLINE F32Vec exp_below(F32Vec x) {
     const F32Tag d;
+    const hn::RebindToSigned<F32Tag> di;
     const F32Vec log2_e = hn::Set(d, 1.44269504F);
     const F32Vec least = hn::Set(d, -87.0F);
     const auto vanishes = hn::Lt(x, least);
@@ -70,7 +73,9 @@ HWY_INLINE F32Vec exp_below(F32Vec x) {
     const F32Vec whole = hn::Round(hn::Mul(x, log2_e));
     F32Vec r = hn::NegMulAdd(whole, hn::Set(d, 0.693145752F), x);
     r = hn::NegMulAdd(whole, hn::Set(d, 1.42860677e-6F), r);
-    return hn::IfThenZeroElse(vanishes, exp2_of(whole, hn::Mul(r, log2_e)));
+    const F32Vec p = exp2_fraction(hn::Mul(r, log2_e));
+    const auto exponent = hn::ShiftLeft<23>(hn::ConvertTo(di, whole));
+    return hn::IfThenZeroElse(vanishes, hn::BitCast(d, hn::Add(hn::BitCast(di, p), exponent)));
 }
 
 }  // namespace HWY_NAMESPACE
