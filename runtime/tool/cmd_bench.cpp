@@ -292,11 +292,8 @@ int bench_command(const BenchFlags& flags) {
     Bench bench(flags, *prepared);
     const Status status = bench.run(*text, *depths, prefills);
     if (!status.is_ok() && !is_interrupted_status(status)) return report_error(status);
-    if (flags.common.json) {
-        print_json(bench_json(bench, *prepared));
-    } else {
-        fmt::print("{}", bench_text(bench, *prepared));
-    }
+    SHOAL_TOOL_TRY(print_result(flags.common, bench_json(bench, *prepared),
+                                bench_text(bench, *prepared)));
     return status.is_ok() ? kExitOk : report_error(status);
 }
 

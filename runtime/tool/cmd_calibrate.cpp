@@ -63,18 +63,15 @@ int calibrate_command(const CalibrateFlags& flags) {
     config.selector.kind = SelectorKind::labels;
     const Result<PrefillTiming> timing = calibrate(flags, prepared->engine, *text);
     if (!timing) return report_error(timing.status());
-    if (flags.common.json) {
-        nlohmann::ordered_json json = report_header("calibrate", *prepared);
-        json["output"] = flags.output;
-        json["source"] = source_name(flags);
-        json["tokens"] = timing->tokens;
-        json["seconds"] = timing->seconds;
-        print_json(json);
-    } else {
-        fmt::print("{}: {} of {} in {:.1f} s\nUse it with --profile.path {}\n", flags.output,
-                   "channel statistics", prepared->engine.model.name, timing->seconds,
-                   flags.output);
-    }
+    nlohmann::ordered_json json = report_header("calibrate", *prepared);
+    json["output"] = flags.output;
+    json["source"] = source_name(flags);
+    json["tokens"] = timing->tokens;
+    json["seconds"] = timing->seconds;
+    const std::string told = fmt::format(
+        "{}: channel statistics of {}, learnt in {:.1f} s\nUse it with --profile.path {}\n",
+        flags.output, prepared->engine.model.name, timing->seconds, flags.output);
+    SHOAL_TOOL_TRY(print_result(flags.common, json, told));
     return kExitOk;
 }
 

@@ -163,11 +163,8 @@ int eval_command(const EvalFlags& flags) {
     Evaluation evaluation(options, prepared->engine);
     const Status status = evaluation.run(*text, *policies, *reference);
     if (!status.is_ok() && !is_interrupted_status(status)) return report_error(status);
-    if (flags.common.json) {
-        print_json(eval_json(flags, *prepared, evaluation));
-    } else {
-        fmt::print("{}", eval_text(flags, evaluation));
-    }
+    SHOAL_TOOL_TRY(print_result(flags.common, eval_json(flags, *prepared, evaluation),
+                                eval_text(flags, evaluation)));
     return status.is_ok() ? kExitOk : report_error(status);
 }
 

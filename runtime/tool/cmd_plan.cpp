@@ -67,11 +67,8 @@ int plan_command(const CommonFlags& flags) {
                                                 prepared->engine.micro_batch);
     if (!plan) return report_error(plan.status());
     const Status fits = check_memory(*plan, model, tokens);
-    if (flags.json) {
-        print_json(plan_json(*prepared, *plan, tokens, fits.is_ok()));
-    } else {
-        fmt::print("{}", plan_text(model, *plan, tokens));
-    }
+    SHOAL_TOOL_TRY(print_result(flags, plan_json(*prepared, *plan, tokens, fits.is_ok()),
+                                plan_text(model, *plan, tokens)));
     return fits.is_ok() ? kExitOk : report_error(fits);
 }
 

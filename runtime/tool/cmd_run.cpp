@@ -210,12 +210,11 @@ int run_command(const RunFlags& flags) {
     Outcome out;
     const Status status = generate_all(flags, *prepared, *text, out);
     if (!status.is_ok()) return report_error(status);
-    if (flags.common.json) {
-        print_json(run_json(*prepared, out));
-    } else {
-        fmt::print(stderr, "{}", summary_text(*prepared, out));
+    if (!flags.common.json) {
+        fmt::print(stderr, "\n{}", summary_text(*prepared, out));
         if (out.compared) fmt::print(stderr, "\n{}", comparison_text(out.comparison));
     }
+    SHOAL_TOOL_TRY(print_result(flags.common, run_json(*prepared, out), ""));
     const Status& ended = out.compared ? out.comparison.status : out.generation.status;
     return ended.is_ok() ? kExitOk : report_error(ended);
 }

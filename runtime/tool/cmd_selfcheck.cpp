@@ -111,31 +111,32 @@ Result<CheckResult> check(const SelfcheckFlags& flags, const Prepared& prepared)
     return result;
 }
 
+std::string selfcheck_text(const CheckResult& result, bool passed) {
+    std::string text = fmt::format(
+        "{}  sparse attention over everything equals dense attention: logits of {} of {} tokens "
+        "are the same bits after {} tokens",
+        passed ? "PASS" : "FAIL", result.identical, kTokens, result.prompt);
+    if (result.identical < kTokens) {
+        text += fmt::format(" (largest difference {:.3g})", result.largest_difference);
+    }
+    if (result.sparse_queries == 0) text += " (but the sparse path did not run)";
+    return text + "\n";
+}
+
 int selfcheck_command(const SelfcheckFlags& flags) {
     const Result<Prepared> prepared = prepare(flags.common);
     if (!prepared) return report_error(prepared.status());
     const Result<CheckResult> result = check(flags, *prepared);
     if (!result) return report_error(result.status());
     const bool passed = result->passed(prepared->engine.model.layer_count);
-    if (flags.common.json) {
-        nlohmann::ordered_json json = report_header("selfcheck", *prepared);
-        json["passed"] = passed;
-        json["prompt_tokens"] = result->prompt;
-        json["tokens"] = kTokens;
-        json["identical_tokens"] = result->identical;
-        json["sparse_queries"] = result->sparse_queries;
-        json["largest_difference"] = result->largest_difference;
-        print_json(json);
-        return passed ? kExitOk : kExitFailure;
-    }
-    fmt::print("{}  sparse attention over everything equals dense attention: logits of {} of {} "
-               "tokens are the same bits after {} tokens",
-               passed ? "PASS" : "FAIL", result->identical, kTokens, result->prompt);
-    if (result->identical < kTokens) {
-        fmt::print(" (largest difference {:.3g})", result->largest_difference);
-    }
-    if (result->sparse_queries == 0) fmt::print(" (but the sparse path did not run)");
-    fmt::print("\n");
+    nlohmann::ordered_json json = report_header("selfcheck", *prepared);
+    json["passed"] = passed;
+    json["prompt_tokens"] = result->prompt;
+    json["tokens"] = kTokens;
+    json["identical_tokens"] = result->identical;
+    json["sparse_queries"] = result->sparse_queries;
+    json["largest_difference"] = result->largest_difference;
+    SHOAL_TOOL_TRY(print_result(flags.common, json, selfcheck_text(*result, passed)));
     return passed ? kExitOk : kExitFailure;
 }
 

@@ -18,6 +18,13 @@ enum ExitCode : int {
 // Prints "shoal: <message>" and returns the exit code that fits the status.
 int report_error(const Status& status);
 
+// Returns from a command with the exit code of a Status that is not ok.
+#define SHOAL_TOOL_TRY(expression)                                                     \
+    do {                                                                               \
+        const ::shoal::Status shoal_tool_status = (expression);                        \
+        if (!shoal_tool_status.is_ok()) return ::shoal::tool::report_error(shoal_tool_status); \
+    } while (0)
+
 Status input_error(std::string message);
 
 // From here on the first Ctrl-C only sets interrupted(), the second ends the process.

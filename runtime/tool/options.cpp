@@ -100,6 +100,7 @@ void add_config_flags(CLI::App& command, ConfigFlags& flags) {
 
 void add_output_flags(CLI::App& command, CommonFlags& flags) {
     command.add_flag("--json", flags.json, "print one JSON object on stdout");
+    command.add_option("--report", flags.report, "write that object to this file as well");
     command.add_flag("-v,--verbose", flags.verbose, "show what llama.cpp and Shoal log");
 }
 

@@ -29,6 +29,7 @@ struct CommonFlags {
     ModelFlags model;
     ConfigFlags config;
     bool json = false;
+    std::string report;  // a file for the same JSON, or ""
     bool verbose = false;
 };
 

@@ -1,7 +1,12 @@
 #include "runtime/tool/report.hpp"
 
+#include <cstdio>
+#include <fstream>
+
 #include <fmt/format.h>
 #include <llama.h>
+
+#include "runtime/tool/exit.hpp"
 
 namespace shoal {
 extern const char kVersion[];
@@ -41,8 +46,25 @@ std::string changed_settings(const ResolvedConfig& config) {
     return text;
 }
 
-void print_json(const nlohmann::ordered_json& json) {
-    fmt::print("{}\n", json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+namespace {
+
+std::string json_text(const nlohmann::ordered_json& json) {
+    return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace
+
+void print_json(const nlohmann::ordered_json& json) { fmt::print("{}", json_text(json)); }
+
+Status print_result(const CommonFlags& flags, const nlohmann::ordered_json& json,
+                    const std::string& text) {
+    fmt::print("{}", flags.json ? json_text(json) : text);
+    std::fflush(stdout);
+    if (flags.report.empty()) return Status::ok();
+    std::ofstream file(flags.report);
+    file << json_text(json) << std::flush;
+    if (file) return Status::ok();
+    return input_error(fmt::format("--report {}: cannot be written", flags.report));
 }
 
 }  // namespace shoal::tool

@@ -15,5 +15,8 @@ nlohmann::ordered_json report_header(const std::string& command, const Prepared&
 std::string changed_settings(const ResolvedConfig& config);
 // Bytes that are no UTF-8 (a text may end inside a character) become U+FFFD: JSON has no others.
 void print_json(const nlohmann::ordered_json& json);
+// The result of a command, as the flags want it: JSON on stdout or the text, and the report file.
+Status print_result(const CommonFlags& flags, const nlohmann::ordered_json& json,
+                    const std::string& text);
 
 }  // namespace shoal::tool

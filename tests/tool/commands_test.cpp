@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
 
 #include "tests/tool/support.hpp"
 
@@ -18,15 +19,15 @@ protected:
     void SetUp() override {
         if (!have_model()) GTEST_SKIP() << "no test model: run examples/setup.sh";
     }
-    // Sparse from 128 tokens on, with statistics from the first 256.
+    // Sparse from 128 tokens on, with statistics from the first 256. One thread: llama.cpp's
+    // workers spin, and beside other suites two of them are many times slower than one.
     std::vector<std::string> small(std::vector<std::string> arguments) {
-        const std::vector<std::string> common = {"-m", model_path(), "--profile.tokens", "256",
-                                                 "--budget.rows", "64"};
+        const std::vector<std::string> common = {"-m",   model_path(), "-t", "1", "--profile.tokens",
+                                                 "256", "--budget.rows", "64"};
         arguments.insert(arguments.end(), common.begin(), common.end());
         return arguments;
     }
 };
-using LongToolCommands = ToolCommands;
 
 TEST(ToolWithoutModel, HelpVersionAndSchema) {
     const Outcome help = run_tool({"--help"});
@@ -126,7 +127,9 @@ TEST_F(ToolCommands, CompareMeasuresBothSides) {
     const nlohmann::json compare = outcome.json()["compare"];
     EXPECT_EQ(compare["complete"], true);
     EXPECT_EQ(compare["dense"]["against_stock"]["positions"], 9);
-    EXPECT_LT(compare["dense"]["against_stock"]["kl_mean"].get<double>(), 1e-3);
+    // Stock differs from itself by about .003 when its flash attention is off: the activations are
+    // rounded to 8 bits before every product with the weights of this model.
+    EXPECT_LT(compare["dense"]["against_stock"]["kl_mean"].get<double>(), 0.02);
     EXPECT_GT(compare["sparse"]["against_dense"]["kl_mean"].get<double>(), 0.0);
     EXPECT_LT(compare["sparse"]["decode"]["kv_bytes_per_token"].get<double>(),
               compare["stock"]["decode"]["kv_bytes_per_token"].get<double>());
@@ -141,12 +144,12 @@ TEST_F(ToolCommands, SelfcheckPasses) {
 
 TEST_F(ToolCommands, CalibrateWritesAProfileThatRunReads) {
     const std::string profile = temporary_file("smollm2.profile", "");
-    const Outcome made = run_tool({"calibrate", "-m", model_path(), "-f", text_of(4000), "-o",
+    const Outcome made = run_tool({"calibrate", "-m", model_path(), "-t", "1", "-f", text_of(4000), "-o",
                                    profile, "--tokens", "512", "--json"});
     ASSERT_EQ(made.exit_code, 0) << made.err;
     EXPECT_EQ(made.json()["tokens"], 512);
-    const Outcome used = run_tool({"run", "-m", model_path(), "-f", text_of(1500), "-n", "4",
-                                   "--budget.rows", "64", "--profile.path", profile, "--json"});
+    const Outcome used = run_tool({"run", "-m", model_path(), "-t", "1", "-f", text_of(1500), "-n",
+                                   "4", "--budget.rows", "64", "--profile.path", profile, "--json"});
     ASSERT_EQ(used.exit_code, 0) << used.err;
     EXPECT_GT(used.json()["stats"]["queries_sparse"].get<uint64_t>(), 0U);
     std::filesystem::remove(profile);
@@ -168,15 +171,18 @@ TEST_F(ToolCommands, EvalReportsEveryPolicy) {
     EXPECT_LT(policies[1]["kl_mean"].get<double>(), 1e-12) << "dense against itself";
     EXPECT_EQ(policies[1]["same_top"], 1.0);
     EXPECT_LT(policies[0]["kl_mean"].get<double>(), policies[2]["kl_mean"].get<double>());
-    EXPECT_LT(policies[3]["kl_mean"].get<double>(), 1e-3);
+    EXPECT_LT(policies[3]["kl_mean"].get<double>(), 0.02);
 }
 
 TEST_F(ToolCommands, BenchFillsDepthByReplication) {
+    const std::string report = temporary_file("bench.json", "");
     const Outcome outcome =
         run_tool(small({"bench", "-f", text_of(4000), "-d", "300,2000", "--read-max", "512", "-n",
-                        "4", "--repeats", "1", "--prefill", "256", "--json"}));
+                        "4", "--repeats", "1", "--prefill", "256", "--report", report}));
     ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
-    const nlohmann::json json = outcome.json();
+    EXPECT_THAT(outcome.out, HasSubstr("* a speed test only"));
+    const nlohmann::json json = nlohmann::json::parse(std::ifstream(report), nullptr, false);
+    ASSERT_TRUE(json.is_object());
     ASSERT_EQ(json["depths"].size(), 2U);
     EXPECT_EQ(json["depths"][0]["replicated"], false);
     EXPECT_EQ(json["depths"][1]["replicated"], true);
@@ -189,7 +195,7 @@ TEST_F(ToolCommands, InterruptPrintsWhatWasMeasured) {
     const Outcome outcome = run_tool(Invocation{
         .arguments = small({"run", "-p", "Once upon a time", "-n", "20000", "--ignore-eos",
                             "--json"}),
-        .interrupt_after_s = 3.0});
+        .interrupt_after_s = 5.0});
     EXPECT_EQ(outcome.exit_code, 130) << outcome.err;
     const nlohmann::json json = outcome.json();
     ASSERT_TRUE(json.is_object()) << outcome.out << outcome.err;
