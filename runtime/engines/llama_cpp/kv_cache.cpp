@@ -9,6 +9,8 @@
 #include <utility>
 
 #include "attention_op.hpp"
+#include "buffer.hpp"
+#include "ggml-backend.h"
 #include "log.hpp"
 #include "settings.hpp"
 
@@ -46,6 +48,20 @@ const char* selector_name(SelectorKind kind) {
         case SelectorKind::recent: return "recent";
     }
     return "?";
+}
+
+// Names of other devices to which the engine may give layers, or "".
+std::string other_offload_devices() {
+    std::string names;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        const bool takes_layers =
+            ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_GPU ||
+            ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_IGPU;
+        if (!takes_layers || ggml_backend_dev_buffer_type(device) == buffer_type()) continue;
+        names += (names.empty() ? "" : ", ") + std::string(ggml_backend_dev_name(device));
+    }
+    return names;
 }
 
 std::string policy_text(const Config& config) {
@@ -202,6 +218,13 @@ Status KvCache::create_session() {
     session_ = std::move(*session);
     store_ = *store;
     log_line(LogLevel::info, describe());
+    // A device sees its own layers only: whether layers follow these elsewhere is not visible.
+    const std::string others = other_offload_devices();
+    if (!others.empty()) {
+        log_line(LogLevel::warning,
+                 fmt::format("{} can take layers too, and Shoal does not hold the cache of those: "
+                             "choose one device (-dev SHOAL0)", others));
+    }
     return Status::ok();
 }
 
