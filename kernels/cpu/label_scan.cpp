@@ -1,11 +1,12 @@
 // label_scan: one pass over the labels of a group, combine and candidates fused.
 //
-// A vector lane is a token. Every LabelOp is shift, mask and one dot product of four codes with
+// A vector lane is a token. Every LabelOp is an extraction and one dot product of four codes with
 // four int8 weights per query head; weights are made per span from the query and the span's
-// scales, and what their rounding loses at the middle code goes into the span's constant. The
-// spans of the next 128 slots are prefetched while these are scored: without that, two threads
-// reach about 80 % of the bandwidth they reach with it. exp2 is linear in the mantissa: at most
-// 4 % off per head, which moves no slot that label noise would not move. Bench: bench/label_scan.
+// scales. Labels are one sequential stream, prefetched 2 KiB ahead, a line with every op: in
+// bursts, or further ahead, the 16 line fill buffers of a core are the limit (AVX-512 core, 18
+// GB/s when only reading: 11.4 GB/s of labels; bursts a span ahead: 7.9; no prefetch: 5). exp2 is
+// linear in the mantissa: at most 4 % off per head, which moves no slot that label noise would
+// not move. Bench: bench/label_scan.
 #include "kernels/cpu/targets.hpp"
 
 #undef HWY_TARGET_INCLUDE
@@ -44,7 +45,7 @@ constexpr DU kU;
 constexpr uint32_t kLanes = static_cast<uint32_t>(HWY_LANES(float));
 
 constexpr uint32_t kHeadTileMax = 4;
-constexpr size_t kPrefetchBytes = 2304;
+constexpr size_t kPrefetchBytes = 2048;
 // Channels are at most 256, so ops at most 64 full ones and a few with free bytes.
 constexpr uint32_t kParametersMax = 320;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -183,20 +184,32 @@ HWY_INLINE void prepare(const LabelFormat& format, const std::byte* span, const 
     }
 }
 
-// Adds step x integer dot products of ops [begin, end) to the scores.
-template <uint32_t kHeads, uint32_t kVectors>
-HWY_INLINE void score_ops(const LabelOp* ops, size_t begin, size_t end, uint32_t kind,
-                          const uint32_t* dwords, size_t vector_stride, const Tile& tile,
+// The integer labels of one KV head in one span, from slot t on.
+struct CodeView {
+    const LabelOp* ops = nullptr;
+    uint32_t narrow_end = 0;     // ops of 2 and 4 bits
+    uint32_t op_end = 0;
+    const uint32_t* dwords = nullptr;
+    const std::byte* ahead = nullptr;  // a line is prefetched with every op, not in a burst
+    size_t vector_stride = 0;    // dwords from one vector of slots to the next
+};
+
+// Adds step x integer dot products of ops [begin, end) to the scores, which start as the constants
+// when these are the first ops: scores need no registers during the loop then.
+template <bool kFirst, uint32_t kHeads, uint32_t kVectors>
+HWY_INLINE void score_ops(const CodeView& view, uint32_t begin, uint32_t end, const Tile& tile,
                           VF (&scores)[kHeads][kVectors]) {
     VI sums[kHeads][kVectors];
     for (auto& row : sums) {
         for (VI& sum : row) sum = hn::Zero(kI);
     }
-    for (size_t i = begin; i < end; ++i) {
-        const uint32_t* plane = dwords + ops[i].plane * kLabelBlockSlots;
+    for (uint32_t i = begin; i < end; ++i) {
+        const LabelOp& op = view.ops[i];
+        hwy::Prefetch(view.ahead + 64 * i);
+        const uint32_t* plane = view.dwords + op.plane * kLabelBlockSlots;
         VU codes[kVectors];
         for (uint32_t v = 0; v < kVectors; ++v) {
-            codes[v] = extract(hn::LoadU(kU, plane + v * vector_stride), ops[i]);
+            codes[v] = extract(hn::LoadU(kU, plane + v * view.vector_stride), op);
         }
         for (uint32_t g = 0; g < kHeads; ++g) {
             int32_t packed = 0;
@@ -208,32 +221,29 @@ HWY_INLINE void score_ops(const LabelOp* ops, size_t begin, size_t end, uint32_t
         }
     }
     for (uint32_t g = 0; g < kHeads; ++g) {
-        const VF step = hn::Set(kF, tile.queries[g].step[kind]);
+        const VF step = hn::Set(kF, tile.queries[g].step[begin < view.narrow_end ? 0 : 1]);
+        const VF constant = hn::Set(kF, tile.constant[g]);
         for (uint32_t v = 0; v < kVectors; ++v) {
-            scores[g][v] = hn::MulAdd(hn::ConvertTo(kF, widen(sums[g][v])), step, scores[g][v]);
+            const VF base = kFirst ? constant : scores[g][v];
+            scores[g][v] = hn::MulAdd(hn::ConvertTo(kF, widen(sums[g][v])), step, base);
         }
     }
 }
 
-// Adds the integer part of the scores of slots t .. t + kVectors * kLanes.
+// Scores of kVectors vectors of slots.
 template <uint32_t kHeads, uint32_t kVectors>
-HWY_INLINE void score_codes(const LabelFormat& format, const std::byte* span, const Tile& tile,
-                            uint32_t t, VF (&scores)[kHeads][kVectors]) {
-    // Vectors shorter than a block of 16 slots take it piece by piece: kVectors is 1 or 2 then.
-    static_assert(kLanes == kLabelBlockSlots || kVectors * kLanes <= kLabelBlockSlots);
-    const size_t vector_stride = kLanes == kLabelBlockSlots
-                                     ? size_t{format.plane_count} * kLabelBlockSlots
-                                     : kLanes;
-    const auto* dwords = reinterpret_cast<const uint32_t*>(span + label_code_offset(format)) +
-                         label_dword_index(format, 0, t);
-    const LabelOp* ops = format.ops.data();
-    for (const uint32_t kind : {0U, 1U}) {
-        const size_t end = kind == 0 ? format.narrow_op_count : format.ops.size();
-        for (size_t begin = kind == 0 ? 0 : format.narrow_op_count; begin < end;) {
-            const size_t stop = kWideSums ? end : ops[begin].sum_end;
-            score_ops(ops, begin, stop, kind, dwords, vector_stride, tile, scores);
-            begin = stop;
-        }
+HWY_INLINE void score_codes(const CodeView& view, const Tile& tile,
+                            VF (&scores)[kHeads][kVectors]) {
+    const auto stop_of = [&](uint32_t begin) {
+        if constexpr (!kWideSums) return view.ops[begin].sum_end;
+        return begin < view.narrow_end ? view.narrow_end : view.op_end;
+    };
+    uint32_t begin = stop_of(0);
+    score_ops<true>(view, 0, begin, tile, scores);
+    while (begin < view.op_end) {
+        const uint32_t stop = stop_of(begin);
+        score_ops<false>(view, begin, stop, tile, scores);
+        begin = stop;
     }
 }
 
@@ -243,6 +253,9 @@ HWY_INLINE void score_f16(const LabelFormat& format, const std::byte* span, cons
                           uint32_t t, VF (&scores)[kHeads][kVectors]) {
     const hn::Rebind<hwy::float16_t, DF> f16;
     const auto* planes = reinterpret_cast<const hwy::float16_t*>(span) + t;
+    for (uint32_t g = 0; g < kHeads; ++g) {
+        for (VF& score : scores[g]) score = hn::Set(kF, tile.constant[g]);
+    }
     for (size_t c = 0; c < format.channels.size(); ++c) {
         VF values[kVectors];
         for (uint32_t v = 0; v < kVectors; ++v) {
@@ -306,9 +319,10 @@ struct HeadSpan {
 template <uint32_t kHeads, bool kF16>
 void score_tile(const HeadSpan& head, const float* lse_guess, Tile& tile, SpanWork& work,
                 float* sums) {
-    // Registers: kHeads x kVectors float and as many integer sums.
-    constexpr uint32_t kVectors = kLanes == 16 ? (kHeads <= 2 ? 4 : 2) : (kHeads == 1 ? 2 : 1);
+    // Registers: kHeads x kVectors sums, kVectors codes. A block of 16 slots is 1, 2 or 4 vectors.
+    constexpr uint32_t kVectors = kLanes == 16 ? 4 : kLanes == 8 ? 2 : 4;
     constexpr uint32_t kStep = kVectors * kLanes;
+    static_assert(kLanes == kLabelBlockSlots || kStep <= kLabelBlockSlots);
     // Labels are read in order: as much is prefetched as is read, kPrefetchBytes ahead.
     const size_t span_bytes = kF16 ? head.format->channels.size() * kSpanSlots * sizeof(uint16_t)
                                    : head.format->span_bytes;
@@ -319,20 +333,28 @@ void score_tile(const HeadSpan& head, const float* lse_guess, Tile& tile, SpanWo
     } else {
         prepare<kHeads>(*head.format, head.labels, lse_guess, tile);
     }
+    CodeView codes;
+    codes.ops = head.format->ops.data();
+    codes.narrow_end = head.format->narrow_op_count;
+    codes.op_end = static_cast<uint32_t>(head.format->ops.size());
+    codes.vector_stride =
+        kLanes == kLabelBlockSlots ? size_t{head.format->plane_count} * kLanes : kLanes;
+    const auto* dwords =
+        reinterpret_cast<const uint32_t*>(head.labels + label_code_offset(*head.format));
     VF head_sums[kHeads];
     for (uint32_t g = 0; g < kHeads; ++g) head_sums[g] = hn::LoadU(kF, sums + g * kLanes);
     for (uint32_t t = 0; t < kSpanSlots; t += kStep) {
-        for (const std::byte* end = ahead + prefetch_step; ahead < end; ahead += 64) {
-            hwy::Prefetch(ahead);
+        codes.ahead = ahead;
+        for (size_t at = kF16 ? 0 : 64 * codes.op_end; at < prefetch_step; at += 64) {
+            hwy::Prefetch(ahead + at);
         }
+        ahead += prefetch_step;
         VF scores[kHeads][kVectors];
-        for (uint32_t g = 0; g < kHeads; ++g) {
-            for (VF& score : scores[g]) score = hn::Set(kF, tile.constant[g]);
-        }
         if constexpr (kF16) {
             score_f16(*head.format, head.labels, tile, t, scores);
         } else {
-            score_codes(*head.format, head.labels, tile, t, scores);
+            codes.dwords = dwords + label_dword_index(*head.format, 0, t);
+            score_codes(codes, tile, scores);
         }
         for (uint32_t v = 0; v < kVectors; ++v) {
             combine(scores, v, t + v * kLanes, work, head_sums);
