@@ -87,7 +87,8 @@ std::string take_log() {
 
 llama_model* model(Engine engine) {
     plugin();
-    static std::map<Engine, llama_model*> models;
+    // Never freed: ggml's own statics may be gone before ours.
+    static auto& models = *new std::map<Engine, llama_model*>;
     llama_model*& loaded = models[engine];
     if (loaded == nullptr) {
         static ggml_backend_dev_t no_device[] = {nullptr};
