@@ -22,8 +22,8 @@ protected:
     // Sparse from 128 tokens on, with statistics from the first 256. One thread: llama.cpp's
     // workers spin, and beside other suites two of them are many times slower than one.
     std::vector<std::string> small(std::vector<std::string> arguments) {
-        const std::vector<std::string> common = {"-m",   model_path(), "-t", "1", "--profile.tokens",
-                                                 "256", "--budget.rows", "64"};
+        const std::vector<std::string> common = {
+            "-m", model_path(), "-t", "1", "--profile.tokens", "256", "--budget.rows", "64"};
         arguments.insert(arguments.end(), common.begin(), common.end());
         return arguments;
     }
@@ -144,12 +144,13 @@ TEST_F(ToolCommands, SelfcheckPasses) {
 
 TEST_F(ToolCommands, CalibrateWritesAProfileThatRunReads) {
     const std::string profile = temporary_file("smollm2.profile", "");
-    const Outcome made = run_tool({"calibrate", "-m", model_path(), "-t", "1", "-f", text_of(4000), "-o",
-                                   profile, "--tokens", "512", "--json"});
+    const Outcome made = run_tool({"calibrate", "-m", model_path(), "-t", "1", "-f", text_of(4000),
+                                   "-o", profile, "--tokens", "512", "--json"});
     ASSERT_EQ(made.exit_code, 0) << made.err;
     EXPECT_EQ(made.json()["tokens"], 512);
-    const Outcome used = run_tool({"run", "-m", model_path(), "-t", "1", "-f", text_of(1500), "-n",
-                                   "4", "--budget.rows", "64", "--profile.path", profile, "--json"});
+    const Outcome used =
+        run_tool({"run", "-m", model_path(), "-t", "1", "-f", text_of(1500), "-n", "4",
+                  "--budget.rows", "64", "--profile.path", profile, "--json"});
     ASSERT_EQ(used.exit_code, 0) << used.err;
     EXPECT_GT(used.json()["stats"]["queries_sparse"].get<uint64_t>(), 0U);
     std::filesystem::remove(profile);
