@@ -59,7 +59,7 @@ std::string live_text(uint32_t depth, double ms, const ModelFile& model, const S
     const uint64_t read = now.kv_bytes_read + now.label_bytes_read - before.kv_bytes_read -
                           before.label_bytes_read;
     return fmt::format(
-        "depth {} | {:.1f} ms/token | {} tokens attended | {} read/token | RAM: KV {}, labels {}",
+        "depth {}  {:.1f} ms/token  {} attended  {}/token  KV {}  labels {}",
         grouped(depth), ms,
         grouped((now.rows_attended - before.rows_attended) / (count * model.lanes())),
         bytes_text(read / count), bytes_text(now.host_kv_bytes), bytes_text(now.label_bytes));

@@ -57,7 +57,7 @@ struct GenerateOptions {
 // Continues the prompt that the context holds.
 Generation generate(Engine& engine, llama_sampler* sampler, const GenerateOptions& options);
 
-// "depth 8,192 | 9.1 ms/token | 1,093 tokens attended | 25.2 MiB/token | KV 180.0 MiB, labels ..."
+// "depth 8,192  9.1 ms/token  1,093 attended  25.2 MiB/token  KV 180.0 MiB  labels 12.0 MiB"
 std::string live_text(uint32_t depth, double ms, const ModelFile& model, const Stats& before,
                       const Stats& now, uint64_t tokens);
 

@@ -79,8 +79,10 @@ LiveLine::LiveLine() : open_(stderr_is_terminal()) {
     if (rows_ < 4) return;
     at_bottom_ = true;
     set_terminal_reset(kResetScrollRegion);
-    // A line feed makes room, then the last row leaves the scroll region.
-    fmt::print(stderr, "\n\033[A\0337\033[1;{}r\0338", rows_ - 1);
+    std::fflush(stdout);
+    // An index (a line feed that keeps the column) makes room, then the last row leaves the
+    // scroll region.
+    fmt::print(stderr, "\033D\033[A\0337\033[1;{}r\0338", rows_ - 1);
 }
 
 LiveLine::~LiveLine() { close(); }
