@@ -114,10 +114,11 @@ uint64_t Region::growth_step() const {
     return std::clamp(round_down(step, unit), kPageBytes, kGrowthStepMax);
 }
 
-Status Region::touch_until(uint64_t bytes, const Executor* executor) {
+Status Region::touch_until(uint64_t bytes, const Executor* executor, uint64_t growth_end) {
     if (bytes <= committed_bytes_) return Status::ok();
     SHOAL_ASSERT(data_ != nullptr && bytes <= bytes_);
-    const uint64_t with_step = std::max(bytes, committed_bytes_ + growth_step());
+    const uint64_t with_step =
+        std::max(bytes, std::min(committed_bytes_ + growth_step(), growth_end));
     const uint64_t target = std::min(round_up(with_step, kPageBytes), bytes_);
     SHOAL_TRY(commit(committed_bytes_, target, executor));
     arena_->committed_[static_cast<size_t>(tag_)] += target - committed_bytes_;

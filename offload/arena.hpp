@@ -63,7 +63,9 @@ public:
     //
     // Not needed for correctness: memory of a region may be written without it, at the price of a
     // page fault each 4 KiB and of committed_bytes() not knowing.
-    Status touch_until(uint64_t bytes, const Executor* executor = nullptr);
+    // `growth_end`: growing ahead of need stops there.
+    Status touch_until(uint64_t bytes, const Executor* executor = nullptr,
+                       uint64_t growth_end = UINT64_MAX);
     // Puts all of it into RAM.
     Status touch_all(const Executor* executor = nullptr) { return touch_until(bytes_, executor); }
 

@@ -29,6 +29,7 @@ Result<Reservation> BlockPool::claim(uint64_t bytes, uint64_t run_bytes) {
         if (!reservation) return reservation;
         run_count_max_ += (bytes + run_bytes - 1) / run_bytes;
         runs_.reserve(run_count_max_);
+        claimed_bytes_ += bytes;
     }
     arena_.reserved_[static_cast<size_t>(MemoryTag::kv)] += bytes;
     return reservation;
@@ -36,6 +37,7 @@ Result<Reservation> BlockPool::claim(uint64_t bytes, uint64_t run_bytes) {
 
 void BlockPool::drop_claim(Reservation& claim) {
     arena_.reserved_[static_cast<size_t>(MemoryTag::kv)] -= claim.bytes();
+    claimed_bytes_ -= claim.bytes();
     claim = Reservation();
 }
 
@@ -65,11 +67,16 @@ std::byte* BlockPool::reuse(uint64_t bytes) {
     return nullptr;
 }
 
+// Whole huge pages, but never more than the stores have claimed: bytes taken stay within the plan.
+Status BlockPool::touch_until(uint64_t offset, const Executor* executor) {
+    const uint64_t most = std::min(std::max(claimed_bytes_, offset), region_.bytes());
+    return region_.touch_until(std::min(round_up(offset, kHugePageBytes), most), executor, most);
+}
+
 Status BlockPool::prepare(uint64_t bytes, const Executor* executor) {
     SHOAL_TRY(map_once());
     if (unused_count_ > 0) return Status::ok();
-    const uint64_t whole_pages = round_up(end() + bytes, kHugePageBytes);
-    return region_.touch_until(std::min(whole_pages, region_.bytes()), executor);
+    return touch_until(end() + bytes, executor);
 }
 
 Result<std::byte*> BlockPool::take(uint64_t bytes) {
@@ -82,8 +89,7 @@ Result<std::byte*> BlockPool::take(uint64_t bytes) {
                                          arena_.budget_->field(), bytes_text(region_.bytes()),
                                          bytes_text(bytes)));
     }
-    const uint64_t whole_pages = round_up(begin + bytes, kHugePageBytes);
-    SHOAL_TRY(region_.touch_until(std::min(whole_pages, region_.bytes())));
+    SHOAL_TRY(touch_until(begin + bytes, nullptr));
     runs_.push_back({begin, bytes, true});
     if (begin < written_end_) {
         std::memset(region_.data() + begin, 0, std::min(bytes, written_end_ - begin));

@@ -45,12 +45,14 @@ private:
     };
     uint64_t end() const { return runs_.empty() ? 0 : runs_.back().begin + runs_.back().bytes; }
     Status map_once();
+    Status touch_until(uint64_t offset, const Executor* executor);
     std::byte* reuse(uint64_t bytes);
 
     Arena& arena_;
     Region region_;              // addresses for the whole budget, mapped by the first take()
     std::vector<Run> runs_;      // ascending and adjacent
     uint64_t run_count_max_ = 0;
+    uint64_t claimed_bytes_ = 0;
     uint64_t unused_count_ = 0;  // runs that are not in use
     std::map<uint64_t, std::vector<size_t>> unused_;  // by bytes: indices in runs_, may be stale
     uint64_t written_end_ = 0;   // memory in front of this may hold what was written once

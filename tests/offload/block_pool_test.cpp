@@ -68,6 +68,8 @@ TEST_P(BlockPoolTest, GrowsByWholeHugePages) {
     Budget budget("host.kv_bytes", (uint64_t{1} << 30) - 4096);
     Arena arena = Arena::real(budget, GetParam());
     BlockPool& pool = arena.block_pool();
+    Result<Reservation> claim = pool.claim(uint64_t{100} << 20, 61440);
+    ASSERT_TRUE(claim);
     const Result<std::byte*> run = pool.take(61440);
     ASSERT_TRUE(run);
     EXPECT_EQ(arena.committed_bytes(), kHugePageBytes);
@@ -76,6 +78,7 @@ TEST_P(BlockPoolTest, GrowsByWholeHugePages) {
     EXPECT_EQ(arena.committed_bytes(), 6 * kHugePageBytes);
     pool.give_back(*run);
     EXPECT_EQ(arena.committed_bytes(), 0U);
+    pool.drop_claim(*claim);
 }
 
 TEST_P(BlockPoolTest, ClaimsAreTheBudgetsAndTheCountersTheSame) {

@@ -168,6 +168,18 @@ TEST_F(BlockStoreTest, ReleaseGivesMemoryBack) {
     EXPECT_EQ(*store.view().piece(0), std::byte{0});
 }
 
+TEST_F(BlockStoreTest, MemoryTakenNeverExceedsWhatWasReserved) {
+    std::vector<BlockStore> layers;
+    for (uint32_t i = 0; i < 5; ++i) layers.push_back(make(30000 + i));
+    const uint64_t reserved = arena_.reserved_bytes(MemoryTag::kv);
+    for (uint32_t slots = 0; slots <= 30000; slots += 50) {
+        for (BlockStore& layer : layers) ASSERT_TRUE(layer.ensure(slots));
+        ASSERT_LE(arena_.committed_bytes(MemoryTag::kv), reserved) << slots;
+    }
+    for (uint32_t i = 0; i < 5; ++i) ASSERT_TRUE(layers[i].ensure(30000 + i));
+    EXPECT_EQ(arena_.committed_bytes(MemoryTag::kv), reserved);
+}
+
 // 30 layers that grow together, room for 131,072 tokens: what is in RAM stays within 3 % of what
 // the tokens need, and it is all in huge pages where they are to be had.
 TEST_F(BlockStoreTest, SmallContextStaysWithinThreePercent) {
