@@ -14,14 +14,14 @@ uint32_t tiles_per_group_max(const PieceFormat& format) {
 }
 
 // The number of groups that leaves the last thread done first. Packing a slot tile costs about
-// 0.15 of computing a row tile with it.
+// 0.1 of computing a row tile with it.
 uint32_t choose_row_groups(uint32_t row_tiles, uint32_t groups_min, uint32_t items_per_group,
                            uint32_t threads) {
     uint32_t best = groups_min;
     float best_cost = 0.0F;
     for (uint32_t groups = groups_min; groups <= row_tiles; ++groups) {
         const auto rounds = static_cast<float>(divide_up(groups * items_per_group, threads));
-        const float cost = rounds * (static_cast<float>(divide_up(row_tiles, groups)) + 0.15F);
+        const float cost = rounds * (static_cast<float>(divide_up(row_tiles, groups)) + 0.1F);
         if (best_cost == 0.0F || cost < best_cost) {
             best = groups;
             best_cost = cost;

@@ -190,7 +190,7 @@ struct SoftmaxTile {
     uint32_t end;
     float* max;        // [rows]
     float* sum;        // [rows, kLanesMax] lanes to be added up at the end
-    float* factors;    // [rows] out: what older sums are multiplied by
+    float* factors;    // [kRowTilePadded] out: what older sums are multiplied by
 };
 
 // Hides what a row does not see. `seen` has a mask per row.
@@ -212,7 +212,7 @@ inline void mask_scores(const SoftmaxTile& tile, const uint64_t* const* seen) {
 inline void softmax_tile(const SoftmaxTile& tile) {
     constexpr float kNone = -std::numeric_limits<float>::infinity();
     const F32Tag d;
-    HWY_ALIGN float base[kRowTile];  // the new maximum; 0 when the row has seen nothing
+    float base[kRowTile];  // the new maximum; 0 when the row has seen nothing
     for (uint32_t row = 0; row < tile.rows; ++row) {
         const float* scores = tile.scores + row * kSlotTile;
         F32Vec most = hn::Set(d, tile.max[row]);
@@ -224,7 +224,7 @@ inline void softmax_tile(const SoftmaxTile& tile) {
         tile.factors[row] = tile.max[row] - base[row];
         tile.max[row] = max;
     }
-    for (uint32_t row = 0; row < kRowTile; row += kLanes) {
+    for (uint32_t row = 0; row < tile.rows; row += kLanes) {
         hn::Store(exp2_nonpositive(hn::Load(d, tile.factors + row)), d, tile.factors + row);
     }
     for (uint32_t row = 0; row < tile.rows; ++row) {
