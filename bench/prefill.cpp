@@ -80,19 +80,23 @@ struct Shape {
 
 constexpr uint32_t kBlockLog2 = 4;
 
-// FLOP/s of all threads together.
+// FLOP/s of all threads together, the best of three tries: a limit, so other load only hides it.
 double fma_peak(BenchThreads& threads) {
     constexpr uint64_t kCount = 400000;
     std::vector<double> flop(threads.thread_count());
     std::vector<float> sinks(threads.thread_count());
-    const double start = now_s();
-    threads.run_each(threads.thread_count(), [&](uint32_t i, uint32_t) {
-        flop[i] = HWY_DYNAMIC_DISPATCH(fma_chain)(kCount, &sinks[i]);
-    });
-    const double seconds = now_s() - start;
-    double total = 0.0;
-    for (double f : flop) total += f;
-    return total / seconds;
+    double best = 0.0;
+    for (int attempt = 0; attempt < 3; ++attempt) {
+        const double start = now_s();
+        threads.run_each(threads.thread_count(), [&](uint32_t i, uint32_t) {
+            flop[i] = HWY_DYNAMIC_DISPATCH(fma_chain)(kCount, &sinks[i]);
+        });
+        const double seconds = now_s() - start;
+        double total = 0.0;
+        for (double f : flop) total += f;
+        best = std::max(best, total / seconds);
+    }
+    return best;
 }
 
 // One layer of keys and values, and queries that come last (causal).
@@ -205,7 +209,7 @@ void measure(const Backend& backend, Bed& bed, const Shape& shape, uint32_t slot
         const double start = now_s();
         flop = bed.prefill(backend, threads, queries);
         const double s = now_s() - start;
-        const double peak = 0.5 * (before + fma_peak(threads));
+        const double peak = std::max(before, fma_peak(threads));
         seconds.push_back(s);
         fma_percent.push_back(100.0 * flop / s / peak);
         read_percent.push_back(100.0 * static_cast<double>(bed.kv_bytes()) / s / read);
