@@ -113,7 +113,8 @@ void LabelIndex::on_keys(const KvView& kv, SlotRange slots, std::span<const Span
             span_open_ = kNoSpan;
         }
         // Spans that a gap leaves behind have no rows yet; their first row encodes them.
-        for (uint32_t skipped = span_top_; skipped < span; ++skipped) full_spans_.push_back(skipped);
+        for (uint32_t skipped = span_top_; skipped < span; ++skipped)
+            full_spans_.push_back(skipped);
         if (whole || (!closed && all_keys(written[span]))) {
             full_spans_.push_back(span);
             if (span_open_ == span) span_open_ = kNoSpan;

@@ -82,7 +82,8 @@ Status Step::prepare_views(uint32_t store_index, const Visibility& visibility) {
     views_version_ = 0;
     seen_.assign((store.order().slot_end() + kernels::kSpanSlots - 1) / kernels::kSpanSlots, {});
     for (uint32_t query = begin; query < end; ++query) {
-        SHOAL_TRY(prepare_query(store, visibility, query, sparse ? &views_[query - begin] : nullptr));
+        SHOAL_TRY(
+            prepare_query(store, visibility, query, sparse ? &views_[query - begin] : nullptr));
     }
     views_version_ = visibility.version;
     views_store_ = store_index;
@@ -285,6 +286,8 @@ std::vector<uint32_t> Step::attended_slots(uint32_t group, uint32_t query) const
     return slots;
 }
 
-void Step::forget_lists() { std::fill(last_lists_.begin(), last_lists_.end(), kernels::SlotList{}); }
+void Step::forget_lists() {
+    std::fill(last_lists_.begin(), last_lists_.end(), kernels::SlotList{});
+}
 
 }  // namespace shoal

@@ -61,7 +61,8 @@ Result<std::unique_ptr<Store>> Store::create(offload::Arena& arena, const Groups
         MemoryTag::index,
         SlotOrder::bytes(slot_count_max) + spans * sizeof(SpanWritten) * groups.count());
     if (!index) return index.status();
-    auto* written = reinterpret_cast<SpanWritten*>(index->data() + SlotOrder::bytes(slot_count_max));
+    auto* written =
+        reinterpret_cast<SpanWritten*>(index->data() + SlotOrder::bytes(slot_count_max));
     auto store = std::unique_ptr<Store>(
         new Store(std::move(*index), arena.is_counting() ? 0 : slot_count_max));
     for (const Group& group : groups.all()) {

@@ -95,7 +95,8 @@ struct F32ToF16 : Largest16<0x7c00> {
         see(hn::LoadU(kU16, reinterpret_cast<const uint16_t*>(to) + i));
 #else
         const hn::Rebind<hwy::float16_t, DF> f16;
-        const auto half = hn::DemoteTo(f16, hn::LoadU(kF, reinterpret_cast<const float*>(from) + i));
+        const auto half =
+            hn::DemoteTo(f16, hn::LoadU(kF, reinterpret_cast<const float*>(from) + i));
         const VU16 bits = hn::BitCast(kU16, half);
         hn::StoreU(bits, kU16, reinterpret_cast<uint16_t*>(to) + i);
         see(bits);
@@ -141,11 +142,13 @@ AppendResult append_here(const AppendInput& in) {
     const uint32_t head_dim = is_k ? format.k_head_dim : format.v_head_dim;
     const size_t offset = is_k ? 0 : format.v_offset_bytes;
     SHOAL_ASSERT(head_dim % 16 == 0);
-    if (from == DType::f32 && to == DType::f16) return append_rows(in, head_dim, offset, F32ToF16{});
+    if (from == DType::f32 && to == DType::f16)
+        return append_rows(in, head_dim, offset, F32ToF16{});
     if (from == DType::f32 && to == DType::bf16) {
         return append_rows(in, head_dim, offset, F32ToBf16{});
     }
-    if (from == DType::f32 && to == DType::f32) return append_rows(in, head_dim, offset, F32ToF32{});
+    if (from == DType::f32 && to == DType::f32)
+        return append_rows(in, head_dim, offset, F32ToF32{});
     if (from == DType::f16 && to == DType::f16) {
         return append_rows(in, head_dim, offset, Copy16<0x7c00>{});
     }

@@ -68,8 +68,9 @@ void turn(const LabelEncodeInput& in, size_t channel_first, size_t channel_count
     HWY_ALIGN float row[kHeadDimMax];
     const LabelChannel* channels = in.format->channels.data() + channel_first;
     const float* means = in.format->mean.data() + channel_first;
-    const uint32_t first_written = static_cast<uint32_t>(
-        in.written[0] != 0 ? std::countr_zero(in.written[0]) : 64 + std::countr_zero(in.written[1]));
+    const uint32_t first_written =
+        static_cast<uint32_t>(in.written[0] != 0 ? std::countr_zero(in.written[0])
+                                                 : 64 + std::countr_zero(in.written[1]));
     for (uint32_t t = 0; t < kSpanSlots; ++t) {
         const bool written = ((in.written[t / 64] >> (t % 64)) & 1U) != 0;
         const uint32_t slot = in.span * kSpanSlots + (written ? t : first_written);

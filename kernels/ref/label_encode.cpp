@@ -53,7 +53,8 @@ uint32_t code_of(float value, const LabelRange& range, uint32_t bits) {
     const double levels = (1U << bits) - 1U;
     const double scale = f16_to_f32(range.scale);
     if (!(scale > 0.0)) return 0;
-    const double code = std::nearbyint((double{value} - double{label_minimum(range, bits)}) / scale);
+    const double code =
+        std::nearbyint((double{value} - double{label_minimum(range, bits)}) / scale);
     return static_cast<uint32_t>(std::clamp(code, 0.0, levels));
 }
 

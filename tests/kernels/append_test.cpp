@@ -164,8 +164,10 @@ TEST_P(AppendTest, OverflowOfTheStoredTypeIsNotFinite) {
     const AppendCase c{.slots = {0}};
     TestRows rows(make_piece_format(1, 64, 64, DType::f16, DType::bf16), 1);
     const Source source(c, 64, DType::f32, {70000.0F});
-    EXPECT_FALSE(backend_.append({rows.view(), RowPart::k, source.tensor, 0, c.slots.data()}).finite);
-    EXPECT_TRUE(backend_.append({rows.view(), RowPart::v, source.tensor, 0, c.slots.data()}).finite);
+    EXPECT_FALSE(
+        backend_.append({rows.view(), RowPart::k, source.tensor, 0, c.slots.data()}).finite);
+    EXPECT_TRUE(
+        backend_.append({rows.view(), RowPart::v, source.tensor, 0, c.slots.data()}).finite);
 }
 
 TEST(SupportTest, RefusesWithFieldValueAndWhatIsAllowed) {

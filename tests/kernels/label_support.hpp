@@ -149,7 +149,8 @@ private:
             const uint64_t bit = uint64_t{1} << (slot % 64);
             bool visible = true;
             bool selectable = true;
-            if (case_.mask == MaskKind::safety_set) selectable = slot >= 4 && slot + 65 < case_.slots;
+            if (case_.mask == MaskKind::safety_set)
+                selectable = slot >= 4 && slot + 65 < case_.slots;
             if (case_.mask == MaskKind::random) visible = random() % 4 != 0;
             if (case_.mask == MaskKind::random) selectable = visible && random() % 4 != 0;
             if (case_.mask == MaskKind::hidden_spans) visible = slot / kSpanSlots % 2 == 1;

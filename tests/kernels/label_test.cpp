@@ -225,7 +225,8 @@ TEST_P(LabelTest, ScanAgreesWithRef) {
             TestLabels labels(c, ref_backend());
             Scan scan(labels);
             Scan expected(labels);
-            const LabelScanInput in = labels.scan_input(combine, combine == Combine::sum ? 1.0F : 0);
+            const LabelScanInput in =
+                labels.scan_input(combine, combine == Combine::sum ? 1.0F : 0);
             backend_.label_scan(in, scan.out);
             ref_backend().label_scan(in, expected.out);
             expect_consistent(labels, in, scan);

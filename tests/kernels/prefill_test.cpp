@@ -52,7 +52,8 @@ std::vector<SlotRange> ranges_of(const PrefillCase& c, uint32_t i) {
             return {{all / 2 + 1, all / 2 + 1 + (all / 2 - 1) / c.queries * i}};
         case Ranges::holes: {
             std::vector<SlotRange> ranges;
-            for (uint32_t at = 0; at < end; at += 21) ranges.push_back({at, std::min(at + 14, end)});
+            for (uint32_t at = 0; at < end; at += 21)
+                ranges.push_back({at, std::min(at + 14, end)});
             return ranges;
         }
         case Ranges::ragged: {

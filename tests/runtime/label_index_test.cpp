@@ -149,7 +149,9 @@ TEST_P(LabelIndexTest, GapsOverwritesAndRemovals) {
         check("round " + std::to_string(round));
         if (HasFatalFailure()) return;
     }
-    if (GetParam() != 16) EXPECT_GT(index_.counters().spans_ranged_again, 0U);
+    if (GetParam() != 16) {
+        EXPECT_GT(index_.counters().spans_ranged_again, 0U);
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(Bits, LabelIndexTest, ::testing::Values(2, 4, 8, 16));

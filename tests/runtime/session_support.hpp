@@ -122,7 +122,8 @@ public:
         const LayerShape& s = shape_.layers[layer];
         const uint32_t dim = s.k_head_dim;
         const uint32_t kv_head = head / (shape_.q_head_count / s.kv_head_count);
-        const float* q = last_q_.at(layer).data() + (size_t{query} * shape_.q_head_count + head) * dim;
+        const float* q =
+            last_q_.at(layer).data() + (size_t{query} * shape_.q_head_count + head) * dim;
         std::vector<double> score;
         double best = -1e300;
         for (const uint32_t slot : slots) {
@@ -137,7 +138,8 @@ public:
         for (size_t i = 0; i < slots.size(); ++i) {
             const double weight = std::exp(score[i] - best);
             sum += weight;
-            const float* v = v_[layer].data() + (size_t{slots[i]} * s.kv_head_count + kv_head) * dim;
+            const float* v =
+                v_[layer].data() + (size_t{slots[i]} * s.kv_head_count + kv_head) * dim;
             for (uint32_t c = 0; c < dim; ++c) out[c] += weight * rounded(v[c]);
         }
         std::vector<float> result;

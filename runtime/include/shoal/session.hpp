@@ -44,6 +44,7 @@ struct MemoryPlan {
 
 enum class LogLevel : uint8_t { debug, info, warning, error };
 
+// What a session is created for: how many stores, how large, on whose threads.
 struct SessionOptions {
     uint32_t store_count_max = 1;
     uint32_t slots_per_store = 0;     // 1 .. 2^31 - 1
@@ -60,7 +61,7 @@ struct SessionOptions {
 struct StepInput {
     std::span<const StoreId> stores;             // stores of this step, each once
     std::span<const uint32_t> token_offsets;     // CSR: tokens of store i are [o[i], o[i + 1])
-    std::span<const int64_t> slots;              // [token_count] slot of each token; empty: next free
+    std::span<const int64_t> slots;  // [token_count] slot of each token; empty: next free
     std::span<const int32_t> token_ids;          // [token_count]; optional
     std::span<const int32_t> positions;          // [token_count]; optional
 };
@@ -75,6 +76,7 @@ struct Visibility {
     uint64_t version = 0;
 };
 
+// The KV cache of one model and attention over it; see the top of this file.
 class Session {
 public:
     ~Session();

@@ -38,6 +38,7 @@ struct RowFormat {
 // Sliding layers are kept whole and served dense; `plan` says so.
 enum class LayerKind : uint8_t { full, sliding, none };
 
+// What one layer keeps per token.
 struct LayerShape {
     LayerKind kind = LayerKind::full;
     uint32_t kv_head_count = 0;  // 1 ..
