@@ -20,7 +20,6 @@ constexpr uint32_t kCandidateSlack = 64;
 constexpr uint32_t kScansMax = 8;
 // Heads may drift this far apart (in log2) before their scores are made again.
 constexpr float kDriftMax = 0.5F;
-constexpr float kLog2E = 1.4426950408889634F;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 uint32_t span_count_of(uint32_t slots) { return (slots + kSpanSlots - 1) / kSpanSlots; }

@@ -91,6 +91,16 @@ public:
     StoreId store() const { return store_; }
     uint32_t token_count() const { return token_count_; }
 
+    void truncate(uint32_t token_count) {
+        EXPECT_TRUE(session_->truncate(store_, token_count));
+        token_count_ = token_count;
+        for (size_t l = 0; l < shape_.layers.size(); ++l) {
+            const LayerShape& s = shape_.layers[l];
+            k_[l].resize(size_t{token_count} * s.kv_head_count * s.k_head_dim);
+            v_[l].resize(size_t{token_count} * s.kv_head_count * s.v_head_dim);
+        }
+    }
+
     // A causal step of n tokens; returns out[layer] as [n, q_heads, dim].
     std::vector<std::vector<float>> step(uint32_t n) {
         const uint32_t first = token_count_;

@@ -252,12 +252,27 @@ TEST(SessionStores, ReadGivesBackWhatWasWritten) {
                              [](std::byte b) { return b == std::byte{0}; }));
 }
 
-TEST(SessionStores, TruncateAndRegrowEqualsNeverHavingBeenThere) {
+// After any removal and regrowth, a step attends what it reports and nothing that was removed.
+TEST(SessionStores, TruncateAndRegrow) {
     const ModelShape shape = small_model();
     Driver driver(test_config(), shape, 2048, 5);
     driver.step(600);
-    ASSERT_TRUE(driver.session().truncate(driver.store(), 500));
-    EXPECT_EQ(driver.session().stats().slots_used, 500U);
+    for (const uint32_t keep : {599U, 500U, 384U, 129U, 128U, 127U, 1U}) {
+        driver.truncate(keep);
+        EXPECT_EQ(driver.session().stats().slots_used, keep);
+        driver.step(3);
+        const auto outs = driver.step(1);
+        for (uint32_t layer = 0; layer < 3; ++layer) {
+            const auto slots = driver.session().attended_slots({layer}, 0, 0);
+            ASSERT_EQ(slots.back(), driver.token_count() - 1);
+            expect_near(driver.expected(layer, 0, slots, 0), outs[layer].data(), 2e-5F);
+        }
+    }
+}
+
+TEST(SessionStores, ClosedStoresAreGoneAndComeBackEmpty) {
+    Driver driver(test_config(), small_model(), 2048, 5);
+    driver.step(600);
     ASSERT_TRUE(driver.session().clear(driver.store()));
     EXPECT_EQ(driver.session().stats().slots_used, 0U);
     ASSERT_TRUE(driver.session().close(driver.store()));
