@@ -28,7 +28,8 @@ constexpr uint32_t attend_part_count(uint32_t count) {
 
 struct AttendInput {
     KvView kv;
-    const float* q = nullptr;    // [kv_head_count * q_per_kv, k_head_dim], heads of a KV head adjacent
+    const float* q =
+        nullptr;  // [kv_head_count * q_per_kv, k_head_dim], heads of a KV head adjacent
     size_t q_head_stride = 0;    // floats from one query head to the next
     uint32_t q_per_kv = 1;       // 1 .. 16
     SlotList slots;              // 1 or more, ascending, every one written

@@ -2,8 +2,8 @@
 //
 // An item (prefill_plan.hpp) walks the slot tiles in order. Each tile's K (transposed) and V are
 // packed to f32 once and serve every row tile of the item (11 of them for 512 queries of S on two
-// threads), so that packing is about 1 % of the work. The result of a row depends only on the call, since hidden
-// slots weigh exactly 0 and a tile that a row does not see leaves its state as it was.
+// threads), so that packing is about 1 % of the work. The result of a row depends only on the call,
+// since hidden slots weigh exactly 0 and a tile that a row does not see leaves its state as it was.
 // Work: 4 * head_dim FLOP per visible (row, slot) pair. Bench: bench/prefill.
 #include "kernels/cpu/targets.hpp"
 
