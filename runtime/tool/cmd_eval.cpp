@@ -2,6 +2,7 @@
 // the same rows, on a text of the user's.
 #include <cmath>
 #include <memory>
+#include <optional>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -10,6 +11,7 @@
 #include "runtime/tool/commands.hpp"
 #include "runtime/tool/evaluation.hpp"
 #include "runtime/tool/exit.hpp"
+#include "runtime/tool/f32_weights.hpp"
 #include "runtime/tool/options.hpp"
 #include "runtime/tool/report.hpp"
 #include "runtime/tool/table.hpp"
@@ -28,6 +30,7 @@ struct EvalFlags {
     int64_t positions = 2048;
     int64_t offset = 0;
     int64_t recall_every = 4;
+    bool f32_weights = false;
 };
 
 double same_top_part(const Quality& quality) {
@@ -150,7 +153,17 @@ int eval_command(const EvalFlags& flags) {
     if (!checked.is_ok()) return report_error(checked);
     const Result<std::string> text = read_text_file("-f", flags.file);
     if (!text) return report_error(text.status());
-    const Result<Prepared> prepared = prepare(flags.common);
+    CommonFlags common = flags.common;
+    std::optional<TemporaryFile> weights;
+    if (flags.f32_weights) {
+        const Result<Prepared> as_given = prepare(common);  // refuses what is no model
+        if (!as_given) return report_error(as_given.status());
+        Result<TemporaryFile> written = write_f32_weights(common.model.model, 0);
+        if (!written) return report_error(written.status());
+        weights.emplace(std::move(*written));
+        common.model.model = weights->path();
+    }
+    const Result<Prepared> prepared = prepare(common);
     if (!prepared) return report_error(prepared.status());
     const auto policies = make_policies(flags, prepared->config.config);
     if (!policies) return report_error(policies.status());
@@ -193,6 +206,9 @@ void add_eval(CLI::App& app, Action& action) {
     command->add_option("--recall-every", flags->recall_every,
                         "every n-th token one layer's selection is compared with exact scores")
         ->capture_default_str();
+    command->add_flag("--f32-weights", flags->f32_weights,
+                      "write the weights out as F32 first (a temporary file), so that the "
+                      "engine's own rounding of activations does not drown the difference");
     add_output_flags(*command, flags->common);
     add_config_flags(*command, flags->common.config);
     command->callback([flags, &action] { action.run = [flags] { return eval_command(*flags); }; });
