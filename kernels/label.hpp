@@ -44,6 +44,9 @@ struct LabelFormat {
     std::vector<float> mean;             // [channels.size()] subtracted from the key
     std::vector<LabelOp> ops;            // 2 and 4 bits, then 8; empty when channels have 16
     uint32_t narrow_op_count = 0;        // ops of 2 and 4 bits
+    // Largest code times factor in the order of the ops' bytes, padded to a multiple of 64 with
+    // zeros: of channels with 2 or 4 bits, of channels with 8. Empty where there are none.
+    std::vector<uint8_t> code_max[2];
     uint32_t k_head_dim = 0;
     uint32_t plane_count = 0;            // dwords of codes a token has
     size_t span_bytes = 0;               // one span of one KV head, multiple of 64
@@ -120,11 +123,10 @@ struct LabelEncodeInput {
 // A query prepared for the labels of its KV head. All buffers are owned here and reused.
 struct LabelQuery {
     std::vector<float> q;  // [channels.size()] query channels x scale x log2(e)
-    // The next three: [label_parameter_count()], in the order of the ops' bytes. The integer
+    // The next two: [label_parameter_count()], in the order of the ops' bytes. The integer
     // weight of a channel in a span is round(weight x channel scale).
     std::vector<float> q_ops;    // `q`
     std::vector<float> weight;   // q / step, with the op's factor
-    std::vector<float> mid;      // -step x half the largest code
     // Score per unit of the dot product: of channels with 2 or 4 bits, of channels with 8.
     float step[2] = {0, 0};
 };
@@ -149,7 +151,7 @@ inline constexpr uint32_t kLabelQueryHeadsMax = 256;
 // group, every query head of each, combined.
 struct LabelScanInput {
     const LabelFormat* formats = nullptr;      // [kv_head_count]
-    const std::byte* spans = nullptr;          // [span_count][kv_head_count] spans, kv_head offsets:
+    const std::byte* spans = nullptr;          // [span_count][kv_head_count] spans; offsets:
     size_t span_stride_bytes = 0;
     const size_t* head_offset_bytes = nullptr; // [kv_head_count] inside a span's stride
     const std::byte* open = nullptr;           // open spans of the group in the f16 layout, or null
@@ -171,7 +173,8 @@ struct LabelScanOutput {
     // [q_head_count] sum over the visible slots of these spans of 2^(s - lse_guess); or null.
     // Adding up parts depends on where they were cut: cut by index, not by thread count.
     double* head_sums = nullptr;
-    uint32_t* candidates = nullptr;  // [(span_end - span_begin) * 128 + 64] ascending slots; or null
+    // [(span_end - span_begin) * 128 + 64] ascending slots; or null.
+    uint32_t* candidates = nullptr;
     uint32_t candidate_count = 0;
 };
 

@@ -140,6 +140,23 @@ void set_sum_ends(std::vector<LabelOp>& ops) {
     }
 }
 
+void set_code_max(LabelFormat& format) {
+    for (const size_t kind : {0U, 1U}) {
+        const size_t begin = kind == 0 ? 0 : format.narrow_op_count;
+        const size_t end = kind == 0 ? format.narrow_op_count : format.ops.size();
+        if (begin == end) continue;
+        format.code_max[kind].resize((label_parameter_count(format) + 63) / 64 * 64);
+        for (size_t i = begin; i < end; ++i) {
+            const LabelOp& op = format.ops[i];
+            for (size_t lane = 0; lane < 4; ++lane) {
+                if (op.code_index[lane] == LabelOp::kNoChannel) continue;
+                format.code_max[kind][4 * i + lane] =
+                    static_cast<uint8_t>(code_max(op.bits) * op.factor);
+            }
+        }
+    }
+}
+
 size_t round_up_64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 size_t span_bytes_of(uint32_t plane_count, size_t op_count) {
@@ -182,6 +199,7 @@ LabelFormat make_label_format(std::vector<LabelChannel> channels, std::vector<fl
     set_sum_ends(format.ops);
     format.narrow_op_count = static_cast<uint32_t>(std::count_if(
         format.ops.begin(), format.ops.end(), [](const LabelOp& op) { return op.bits != 8; }));
+    set_code_max(format);
     format.span_bytes = span_bytes_of(format.plane_count, format.ops.size());
     return format;
 }

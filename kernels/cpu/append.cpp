@@ -26,7 +26,6 @@ using DU = hn::Rebind<uint32_t, DF>;
 using DU16 = hn::Rebind<uint16_t, DF>;
 using VU = hn::Vec<DU>;
 using VU16 = hn::Vec<DU16>;
-constexpr DF kF;
 constexpr DU kU;
 constexpr DU16 kU16;
 constexpr uint32_t kLanes = static_cast<uint32_t>(HWY_LANES(float));
@@ -96,7 +95,7 @@ struct F32ToF16 : Largest16<0x7c00> {
 #else
         const hn::Rebind<hwy::float16_t, DF> f16;
         const auto half =
-            hn::DemoteTo(f16, hn::LoadU(kF, reinterpret_cast<const float*>(from) + i));
+            hn::DemoteTo(f16, hn::LoadU(DF(), reinterpret_cast<const float*>(from) + i));
         const VU16 bits = hn::BitCast(kU16, half);
         hn::StoreU(bits, kU16, reinterpret_cast<uint16_t*>(to) + i);
         see(bits);

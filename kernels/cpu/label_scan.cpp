@@ -24,7 +24,8 @@
 #include "shoal/status.hpp"
 
 #if HWY_TARGET == HWY_AVX3_DL
-// As HWY_BEFORE_NAMESPACE(); Highway 1.0.3 asks the machine for VNNI and GFNI, but not the compiler.
+// As HWY_BEFORE_NAMESPACE(). Highway 1.0.3 asks the machine for VNNI and GFNI, but forgets to
+// tell the compiler.
 HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni,gfni")
 #else
 HWY_BEFORE_NAMESPACE();
@@ -107,20 +108,14 @@ HWY_INLINE VI widen(VI sum) {
 #endif
 #endif
 
-// Rounds weights, stores them as int8 and returns what was stored.
-HWY_INLINE VF store_weights(VF weights, int8_t* to) {
+// Rounds weights and stores them as int8.
+HWY_INLINE void store_weights(VF weights, int8_t* to) {
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-    const __m512i rounded = _mm512_cvtps_epi32(weights.raw);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(rounded));
-    return VF{_mm512_cvtepi32_ps(rounded)};
+    const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(weights.raw));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
 #else
-    // Adding 1.5 x 2^23 rounds to a whole number and leaves it in the lowest bits.
     const hn::Rebind<int8_t, DI> i8;
-    const VF magic = hn::Set(kF, 12582912.0F);
-    const VF shifted = hn::Add(weights, magic);
-    const VI rounded = hn::Sub(hn::BitCast(kI, shifted), hn::BitCast(kI, magic));
-    hn::StoreU(hn::DemoteTo(i8, rounded), i8, to);
-    return hn::Sub(shifted, magic);
+    hn::StoreU(hn::DemoteTo(i8, hn::NearestInt(weights)), i8, to);
 #endif
 }
 
@@ -135,7 +130,8 @@ HWY_INLINE VF exp2_linear(VF x) {
     // The smaller magnitude, with the sign of x: both limits in one instruction.
     const VF limited{_mm512_range_ps(x.raw, _mm512_set1_ps(kLabelExponentMax), 2)};
 #else
-    const VF limited = hn::Clamp(x, hn::Set(kF, -kLabelExponentMax), hn::Set(kF, kLabelExponentMax));
+    const VF limit = hn::Set(kF, kLabelExponentMax);
+    const VF limited = hn::Clamp(x, hn::Neg(limit), limit);
 #endif
     const VU bits = hn::BitCast(kU, hn::Add(limited, hn::Set(kF, kBias)));
     return hn::BitCast(kF, hn::ShiftLeft<9>(bits));
@@ -154,7 +150,7 @@ bool all_set(const uint64_t words[2]) { return (words[0] & words[1]) == ~uint64_
 struct Tile {
     const LabelQuery* queries = nullptr;  // [heads]
     float constant[kHeadTileMax] = {};    // added to every slot's score
-    HWY_ALIGN int8_t weights[kHeadTileMax][kParametersMax];
+    HWY_ALIGN int8_t weights[kHeadTileMax][kParametersMax] = {};
 };
 
 // Weights and constants of a tile in this span. `lse_guess` goes into the constant.
@@ -172,11 +168,26 @@ HWY_INLINE void prepare(const LabelFormat& format, const std::byte* span, const 
         const VF center = hn::PromoteTo(kF, hn::LoadU(f16, centers + p));
         for (uint32_t g = 0; g < kHeads; ++g) {
             const LabelQuery& query = tile.queries[g];
-            // Integer codes count from 0, not from the centre: `mid` takes that back.
-            const VF weight = store_weights(hn::Mul(hn::LoadU(kF, query.weight.data() + p), scale),
-                                            tile.weights[g] + p);
+            store_weights(hn::Mul(hn::LoadU(kF, query.weight.data() + p), scale),
+                          tile.weights[g] + p);
             constants[g] = hn::MulAdd(hn::LoadU(kF, query.q_ops.data() + p), center, constants[g]);
-            constants[g] = hn::MulAdd(hn::LoadU(kF, query.mid.data() + p), weight, constants[g]);
+        }
+    }
+    // Codes count from 0, not from the centre: half the largest codes, weighted, come off.
+    for (const uint32_t kind : {0U, 1U}) {
+        const std::vector<uint8_t>& largest = format.code_max[kind];
+        if (largest.empty()) continue;
+        for (uint32_t g = 0; g < kHeads; ++g) {
+            VI sum = hn::Zero(kI);
+            for (size_t p = 0; p < largest.size(); p += 4 * kLanes) {
+                const auto* codes = reinterpret_cast<const uint32_t*>(largest.data() + p);
+                const auto* weights = reinterpret_cast<const int32_t*>(tile.weights[g] + p);
+                const VI products =
+                    dot4(hn::Zero(kI), hn::LoadU(kU, codes), hn::LoadU(kI, weights));
+                sum = hn::Add(sum, widen(products));
+            }
+            const VF half_step = hn::Set(kF, -0.5F * tile.queries[g].step[kind]);
+            constants[g] = hn::MulAdd(hn::ConvertTo(kF, sum), half_step, constants[g]);
         }
     }
     for (uint32_t g = 0; g < kHeads; ++g) {

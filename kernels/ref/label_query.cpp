@@ -32,7 +32,6 @@ void label_query(const LabelQueryInput& in, LabelQuery& out) {
     const size_t parameter_count = label_parameter_count(format);
     out.q_ops.assign(parameter_count, 0.0F);
     out.weight.assign(parameter_count, 0.0F);
-    out.mid.assign(parameter_count, 0.0F);
     float weight_max[2] = {0, 0};
     for_each_code(format, [&](const LabelOp& op, size_t c, size_t) {
         float& largest = weight_max[op.bits == 8 ? 1 : 0];
@@ -43,11 +42,9 @@ void label_query(const LabelQueryInput& in, LabelQuery& out) {
     out.step[0] = weight_max[0] / 127.0F;
     out.step[1] = weight_max[1] / 64.0F;
     for_each_code(format, [&](const LabelOp& op, size_t c, size_t at) {
-        const float code_max = static_cast<float>((1U << op.bits) - 1U);
         const float step = out.step[op.bits == 8 ? 1 : 0] * static_cast<float>(op.factor);
         out.q_ops[at] = out.q[c];
         out.weight[at] = step > 0.0F ? out.q[c] / step : 0.0F;
-        out.mid[at] = -step * 0.5F * code_max;
     });
 }
 
