@@ -19,7 +19,9 @@ constexpr uint32_t kPartSpans = 16;
 constexpr uint32_t kCandidateSlack = 64;
 constexpr uint32_t kScansMax = 8;
 // Heads may drift this far apart (in log2) before their scores are made again.
-constexpr float kDriftMax = 0.5F;
+constexpr float kDriftMax = 2.0F;
+// Of the spans between the first and the last, one in this many is looked at beforehand.
+constexpr uint32_t kSampleStride = 16;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 uint32_t span_count_of(uint32_t slots) { return (slots + kSpanSlots - 1) / kSpanSlots; }
@@ -32,6 +34,18 @@ size_t scores_bytes(const SelectorLimits& limits) {
 size_t candidate_bytes(const SelectorLimits& limits) {
     const size_t parts = part_count_of(span_count_of(limits.slot_count_max));
     return parts * (kPartSpans * kSpanSlots + kCandidateSlack) * sizeof(uint32_t);
+}
+
+uint32_t scanned_spans(const SelectInput& in) {
+    return std::min(static_cast<uint32_t>(in.view->masks().size()), in.labels->span_count());
+}
+
+// How far a head's lse lies from the guess under which `sum` was added up. A guess so far off
+// that the sum left the range of a float moves by steps.
+float drift(double sum) {
+    if (!(sum < 1e37)) return 100.0F;
+    if (sum < 1e-37) return -100.0F;
+    return static_cast<float>(std::log2(sum));
 }
 
 // A little under the last threshold: about 1.3 k slots pass when the scores moved as usual.
@@ -52,6 +66,7 @@ LabelSelector::LabelSelector(CombineKind combine, const kernels::Backend& backen
       queries_(limits.q_head_count_max),
       head_sums_(size_t{part_count_of(span_count_of(limits.slot_count_max))} *
                  limits.q_head_count_max),
+      part_sums_(limits.q_head_count_max),
       candidates_(part_count_of(span_count_of(limits.slot_count_max))),
       scores_(reinterpret_cast<float*>(workspace)),
       candidate_slots_(reinterpret_cast<uint32_t*>(workspace + scores_bytes(limits))),
@@ -77,32 +92,60 @@ void LabelSelector::prepare_queries(const SelectInput& in) {
     }
 }
 
+void LabelSelector::scan(const SelectInput& in, SlotRange spans, float threshold,
+                         kernels::LabelScanOutput& out) const {
+    kernels::LabelScanInput scan;
+    in.labels->describe(scan);
+    scan.q_per_kv = in.group->q_per_kv;
+    scan.queries = queries_.data();
+    scan.lse_guess = in.history->lse.data();
+    scan.masks = in.view->masks().data();
+    scan.span_begin = spans.begin;
+    scan.span_end = spans.end;
+    scan.combine = combine_;
+    scan.candidate_threshold = threshold;
+    out.scores = scores_;
+    backend_.label_scan(scan, out);
+}
+
 void LabelSelector::scan_all(const SelectInput& in, float threshold) {
-    const uint32_t span_end =
-        std::min(static_cast<uint32_t>(in.view->masks().size()), in.labels->span_count());
+    const uint32_t span_end = scanned_spans(in);
     const uint32_t heads = in.group->q_head_count();
     part_count_ = part_count_of(span_end);
     offload::run_on(executor_, part_count_, [&](uint32_t part, uint32_t) {
-        kernels::LabelScanInput scan;
-        in.labels->describe(scan);
-        scan.q_per_kv = in.group->q_per_kv;
-        scan.queries = queries_.data();
-        scan.lse_guess = in.history->lse.data();
-        scan.masks = in.view->masks().data();
-        scan.span_begin = part * kPartSpans;
-        scan.span_end = std::min(scan.span_begin + kPartSpans, span_end);
-        scan.combine = combine_;
-        scan.candidate_threshold = threshold;
+        const uint32_t begin = part * kPartSpans;
         kernels::LabelScanOutput out;
-        out.scores = scores_;
         out.head_sums = head_sums_.data() + size_t{part} * heads;
         out.candidates = threshold == -kInfinity
                              ? nullptr
                              : candidate_slots_ +
                                    size_t{part} * (kPartSpans * kSpanSlots + kCandidateSlack);
-        backend_.label_scan(scan, out);
+        scan(in, {begin, std::min(begin + kPartSpans, span_end)}, threshold, out);
         candidates_[part] = {out.candidates, out.candidate_count};
     });
+}
+
+// A first idea of each head's lse for this query: the first and the last span, where most of the
+// mass lies, and every sixteenth between them, which stands for its neighbours.
+void LabelSelector::estimate_lse(const SelectInput& in) {
+    const uint32_t span_end = scanned_spans(in);
+    const uint32_t heads = in.group->q_head_count();
+    const uint32_t between = span_end > 2 ? span_end - 2 : 0;
+    const uint32_t stride = std::max(1U, std::min(kSampleStride, between / 4));
+    const double weight = double{1} * between / std::max(1U, (between + stride - 1) / stride);
+    std::fill_n(part_sums_.begin(), heads, 0.0);
+    const auto add = [&](uint32_t span, double times) {
+        kernels::LabelScanOutput out;
+        out.head_sums = head_sums_.data();
+        scan(in, {span, span + 1}, -kInfinity, out);
+        for (uint32_t head = 0; head < heads; ++head) {
+            part_sums_[head] += times * head_sums_[head];
+        }
+    };
+    add(0, 1.0);
+    if (span_end > 1) add(span_end - 1, 1.0);
+    for (uint32_t span = 1; span + 1 < span_end; span += stride) add(span, weight);
+    for (uint32_t head = 0; head < heads; ++head) in.history->lse[head] += drift(part_sums_[head]);
 }
 
 bool LabelSelector::drifted(const SelectInput& in) const {
@@ -112,18 +155,10 @@ bool LabelSelector::drifted(const SelectInput& in) const {
     for (uint32_t head = 0; head < heads; ++head) {
         double sum = 0;
         for (uint32_t part = 0; part < part_count_; ++part) sum += head_sums_[part * heads + head];
-        // A guess so far off that the sum left the range of a float moves by steps.
-        float drift = 0.0F;
-        if (!(sum < 1e37)) {
-            drift = 100.0F;
-        } else if (sum < 1e-37) {
-            drift = -100.0F;
-        } else {
-            drift = static_cast<float>(std::log2(sum));
-        }
-        in.history->lse[head] += drift;
-        drift_min = std::min(drift_min, drift);
-        drift_max = std::max(drift_max, drift);
+        const float moved = drift(sum);
+        in.history->lse[head] += moved;
+        drift_min = std::min(drift_min, moved);
+        drift_max = std::max(drift_max, moved);
     }
     return drift_max - drift_min > kDriftMax || drift_max > 20.0F || drift_min < -20.0F;
 }
@@ -139,6 +174,7 @@ uint32_t LabelSelector::select(const SelectInput& in, SelectOutput& out) {
         history.known = true;
     }
     prepare_queries(in);
+    estimate_lse(in);
     float threshold = candidate_threshold(combine_, history);
     scan_all(in, threshold);
     for (uint32_t scans = 1; drifted(in) && scans < kScansMax; ++scans) {
@@ -150,8 +186,7 @@ uint32_t LabelSelector::select(const SelectInput& in, SelectOutput& out) {
 
     kernels::TopkInput topk;
     topk.scores = scores_;
-    topk.slot_count = std::min(static_cast<uint32_t>(in.view->masks().size()),
-                               in.labels->span_count()) * kSpanSlots;
+    topk.slot_count = scanned_spans(in) * kSpanSlots;
     topk.k = in.rows;
     topk.parts = threshold == -kInfinity ? nullptr : candidates_.data();
     topk.part_count = threshold == -kInfinity ? 0 : part_count_;

@@ -1,8 +1,9 @@
 // Double Sparsity (arXiv 2408.07092): scores every slot from its label, keeps the best rows.
 //
 // The heads of a group are made comparable by their own softmax normaliser: a head's score is
-// taken relative to its log-sum-exp of the last step, which this step's pass corrects for free.
-// When the heads drifted apart since then, the pass is repeated with the corrected values
+// taken relative to its log-sum-exp, first estimated from a sample of spans (that of the last
+// step is off by several bits for most heads: queries differ too much), then corrected by the
+// pass itself. When the estimate was so wrong that heads moved apart, the pass is repeated
 // (counted in Stats::rescans). Raw scores of different heads are never compared.
 #pragma once
 
@@ -22,6 +23,9 @@ public:
 
 private:
     void prepare_queries(const SelectInput& in);
+    void scan(const SelectInput& in, SlotRange spans, float candidate_threshold,
+              kernels::LabelScanOutput& out) const;
+    void estimate_lse(const SelectInput& in);
     void scan_all(const SelectInput& in, float candidate_threshold);
     // Moves the history's lse to this step's; true when the scores must be made again.
     bool drifted(const SelectInput& in) const;

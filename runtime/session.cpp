@@ -224,16 +224,16 @@ Status Session::close(StoreId id) {
 Status Session::clear(StoreId id) {
     Result<Store*> store = impl_->find(id);
     if (!store) return store.status();
+    impl_->step->abandon();
     (*store)->clear();
-    impl_->step->forget_lists();
     return Status::ok();
 }
 
 Status Session::truncate(StoreId id, uint32_t slot_count) {
     Result<Store*> store = impl_->find(id);
     if (!store) return store.status();
+    impl_->step->abandon();
     (*store)->truncate(slot_count);
-    impl_->step->forget_lists();
     return Status::ok();
 }
 
@@ -322,7 +322,7 @@ Status Session::reconfigure(const Config& config) {
     state.config = config;
     state.groups.set_dense_layers(config);
     SHOAL_TRY(lay_out_lists(*state.arena, state));
-    impl_->step->forget_lists();
+    impl_->step->abandon();
     state.selector = make_selector(config, *state.backend, state.executor,
                                    selector_limits(state.limits), state.workspace.selector.data());
     return Status::ok();

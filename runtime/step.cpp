@@ -38,6 +38,15 @@ Status check_rows(const char* name, const ConstTensor& rows, size_t tokens, uint
 
 }  // namespace
 
+Status check_offsets(const char* name, std::span<const uint32_t> offsets, size_t parts,
+                     size_t total) {
+    bool fits = offsets.size() == parts + 1 && offsets.front() == 0 && offsets.back() == total;
+    for (size_t i = 1; fits && i < offsets.size(); ++i) fits = offsets[i - 1] <= offsets[i];
+    if (fits) return Status::ok();
+    return invalid(fmt::format("{}: must be {} entries that rise from 0 to {}", name, parts + 1,
+                               total));
+}
+
 Step::Step(SessionState& state)
     : s_(state),
       views_(state.limits.queries_max),
@@ -49,50 +58,81 @@ Step::Step(SessionState& state)
     slots_.reserve(s_.options.queries_per_step_max);
 }
 
-Status Step::begin(const StepInput& input) {
-    if (input.token_offsets.size() != input.stores.size() + 1 || input.stores.empty()) {
-        return invalid(fmt::format("step.token_offsets: {} entries: must be stores + 1 = {}",
-                                   input.token_offsets.size(), input.stores.size() + 1));
+Status Step::check_step(const StepInput& input) const {
+    if (input.stores.empty()) return invalid("step.stores: none: must be 1 or more");
+    const size_t tokens = input.token_offsets.empty() ? 0 : input.token_offsets.back();
+    SHOAL_TRY(check_offsets("step.token_offsets", input.token_offsets, input.stores.size(),
+                            tokens));
+    if (tokens > s_.options.queries_per_step_max) {
+        return invalid(fmt::format("step.token_offsets: {} tokens: at most {}", tokens,
+                                   s_.options.queries_per_step_max));
     }
-    const size_t tokens = input.token_offsets.back();
     if (!input.slots.empty() && input.slots.size() != tokens) {
         return invalid(fmt::format("step.slots: {} entries: must be one per token = {}",
                                    input.slots.size(), tokens));
     }
-    for (const StoreId& id : input.stores) {
+    for (size_t i = 0; i < input.stores.size(); ++i) {
+        const StoreId& id = input.stores[i];
         if (id.index >= s_.stores.size() || !s_.stores[id.index]->is_open ||
             s_.stores[id.index]->generation != id.generation) {
-            return invalid(fmt::format("step.stores: store {} is not open", id.index));
+            return invalid(fmt::format("step.stores[{}]: store {} is not open", i, id.index));
         }
-    }
-    slots_.assign(input.slots.begin(), input.slots.end());
-    slots_.resize(tokens);
-    stores_.clear();
-    token_offsets_.assign(input.token_offsets.begin(), input.token_offsets.end());
-    for (size_t i = 0; i < input.stores.size(); ++i) {
-        Store& store = *s_.stores[input.stores[i].index];
-        stores_.push_back(input.stores[i].index);
-        uint32_t next = store.order().slot_end();
-        for (size_t t = token_offsets_[i]; t < token_offsets_[i + 1]; ++t) {
-            if (input.slots.empty()) slots_[t] = next++;
-            if (slots_[t] < 0 || slots_[t] >= s_.limits.slot_count_max) {
-                return invalid(fmt::format("step.slots[{}] = {}: must be 0 .. {}", t, slots_[t],
-                                           s_.limits.slot_count_max - 1));
+        for (size_t j = 0; j < i; ++j) {
+            if (input.stores[j] == id) {
+                return invalid(fmt::format("step.stores[{}]: store {} is named twice", i,
+                                           id.index));
             }
         }
     }
-    for (size_t i = 0; i < stores_.size(); ++i) {
+    return Status::ok();
+}
+
+// Slots of the step's tokens, checked, into `slots`; memory for them in every store.
+Status Step::place_tokens(const StepInput& input, std::vector<int64_t>& slots) {
+    slots.assign(input.slots.begin(), input.slots.end());
+    slots.resize(input.token_offsets.back());
+    for (size_t i = 0; i < input.stores.size(); ++i) {
+        Store& store = *s_.stores[input.stores[i].index];
+        uint32_t next = store.order().slot_end();
+        uint32_t slot_end = next;
+        for (size_t t = input.token_offsets[i]; t < input.token_offsets[i + 1]; ++t) {
+            if (input.slots.empty()) slots[t] = next++;
+            if (slots[t] < 0 || slots[t] >= s_.limits.slot_count_max) {
+                return invalid(fmt::format("step.slots[{}] = {}: must be 0 .. {}", t, slots[t],
+                                           s_.limits.slot_count_max - 1));
+            }
+            slot_end = std::max(slot_end, static_cast<uint32_t>(slots[t]) + 1);
+        }
+        SHOAL_TRY(store.ensure(slot_end, s_.executor));
+    }
+    return Status::ok();
+}
+
+// A step that was begun and not ended (the engine gave up in the middle) is forgotten. A begin
+// that is refused leaves no step open.
+Status Step::begin(const StepInput& input) {
+    abandon();
+    SHOAL_TRY(check_step(input));
+    SHOAL_TRY(place_tokens(input, slots_));
+    stores_.clear();
+    token_offsets_.assign(input.token_offsets.begin(), input.token_offsets.end());
+    for (size_t i = 0; i < input.stores.size(); ++i) {
+        stores_.push_back(input.stores[i].index);
         Store& store = *s_.stores[stores_[i]];
         for (size_t t = token_offsets_[i]; t < token_offsets_[i + 1]; ++t) {
             store.order().write(static_cast<uint32_t>(slots_[t]));
         }
-        SHOAL_TRY(store.ensure(store.order().slot_end(), s_.executor));
     }
-    views_version_ = 0;
     open_ = true;
     s_.stats.steps++;
-    s_.stats.tokens_written += tokens;
+    s_.stats.tokens_written += slots_.size();
     return Status::ok();
+}
+
+void Step::abandon() {
+    open_ = false;
+    views_version_ = 0;
+    forget_lists();
 }
 
 Status Step::append(uint32_t layer, const ConstTensor& k, const ConstTensor& v) {

@@ -17,6 +17,10 @@ struct AttendCall {
     float* lse = nullptr;
 };
 
+// Whether `offsets` is a CSR index of `parts` parts over `total` entries.
+Status check_offsets(const char* name, std::span<const uint32_t> offsets, size_t parts,
+                     size_t total);
+
 class Step {
 public:
     explicit Step(SessionState& state);
@@ -26,6 +30,8 @@ public:
     Status attend(const AttendCall& call);
     Status end();
     bool is_open() const { return open_; }
+    // Forgets an open step and what the last one attended: before stores change under it.
+    void abandon();
 
     // Writes rows of one store outside a step. Slots get new stamps, in order, with the keys of
     // the first layer.
@@ -33,7 +39,6 @@ public:
                const ConstTensor& v);
 
     std::vector<uint32_t> attended_slots(uint32_t group, uint32_t query) const;
-    void forget_lists();
 
 private:
     // One query of one group: what to attend, and where the result goes.
@@ -47,6 +52,9 @@ private:
 
     Status write(uint32_t layer, Store& store, std::span<const int64_t> slots,
                  const ConstTensor& k, const ConstTensor& v);
+    Status check_step(const StepInput& input) const;
+    Status place_tokens(const StepInput& input, std::vector<int64_t>& slots);
+    void forget_lists();
     Status check_attend(const AttendCall& call) const;
     Status prepare_views(uint32_t store_index, const Visibility& visibility);
     Status prepare_query(const Store& store, const Visibility& visibility, uint32_t query,
@@ -76,6 +84,7 @@ private:
     bool told_dense_without_statistics_ = false;
     uint32_t first_kv_layer_ = 0;
     uint32_t sample_layer_ = 0;
+    uint64_t sampled_step_ = 0;
     std::vector<uint32_t> stores_;         // indices, in StepInput order
     std::vector<uint32_t> token_offsets_;  // CSR
     std::vector<int64_t> slots_;

@@ -42,10 +42,8 @@ Status Step::check_attend(const AttendCall& call) const {
                                    out.head_dim, q.n, q.heads, shape.v_head_dim));
     }
     const Visibility& v = *call.visibility;
-    if (v.query_offsets.size() != stores_.size() + 1 || v.query_offsets.back() != q.n ||
-        v.range_offsets.size() != size_t{q.n} + 1 || v.range_offsets.back() != v.ranges.size()) {
-        return invalid("visibility: offsets do not fit the step's stores and queries");
-    }
+    SHOAL_TRY(check_offsets("visibility.query_offsets", v.query_offsets, stores_.size(), q.n));
+    SHOAL_TRY(check_offsets("visibility.range_offsets", v.range_offsets, q.n, v.ranges.size()));
     if (!all_finite(q)) return invalid(fmt::format("layer {}: q holds NaN or Inf", call.layer));
     return Status::ok();
 }
@@ -113,7 +111,11 @@ Status Step::start_labels(uint32_t layer) {
     for (uint32_t g = groups.begin; g < groups.end; ++g) {
         s_.formats[g] = s_.label_source->make_formats(s_.groups.all()[g]);
         for (const auto& store : s_.stores) {
-            SHOAL_TRY(store->start_labels(g, *s_.backend, s_.formats[g], s_.executor));
+            const Status started =
+                store->start_labels(g, *s_.backend, s_.formats[g], s_.executor);
+            if (started) continue;
+            s_.formats[groups.begin].clear();  // tried again at the next step
+            return started;
         }
     }
     if (groups.end == s_.groups.count()) {
@@ -216,6 +218,8 @@ void Step::run_jobs(const Store& store, const AttendCall& call, std::span<Job> j
 void Step::sample_recall(const Store& store, const AttendCall& call, const Job& job) {
     const uint32_t every = s_.config.stats.recall_every;
     if (every == 0 || s_.stats.steps % every != 0 || call.layer != sample_layer_) return;
+    if (sampled_step_ == s_.stats.steps) return;
+    sampled_step_ = s_.stats.steps;
     const QueryView& view = views_[0];
     sample_layer_ = call.layer + 1 < s_.shape.layers.size() ? call.layer + 1 : first_kv_layer_;
     if (job.slots.count >= view.visible_count()) return;

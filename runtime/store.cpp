@@ -96,8 +96,9 @@ Status Store::write(uint32_t group_index, const Group& group, RowPart part,
     const bool finite = backend.append(in).finite;
     for (const int64_t slot : slots) {
         SpanWritten& span = out.written[static_cast<size_t>(slot) / kSpanSlots];
-        uint64_t* bits = part == RowPart::k ? span.k : span.v;
-        bits[slot % kSpanSlots / 64] |= uint64_t{1} << (slot % 64);
+        uint64_t& bits = (part == RowPart::k ? span.k : span.v)[slot % kSpanSlots / 64];
+        const uint64_t bit = uint64_t{1} << (slot % 64);
+        bits = finite ? bits | bit : bits & ~bit;  // a refused row counts as never written
     }
     if (!finite) {
         return Status::error(StatusCode::invalid_argument,

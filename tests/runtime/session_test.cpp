@@ -228,6 +228,57 @@ TEST(SessionErrors, NanAndForeignSlotsAreRefused) {
                              tensor_of(good, 1, 1, 64)));
 }
 
+TEST(SessionErrors, BadStepsAreRefusedAndHarmNothing) {
+    Driver driver(test_config(), small_model(1, 1, 1, 64), 64);
+    driver.step(3);
+    Session& session = driver.session();
+    const std::vector<float> row(64, 0.5F);
+    const auto append = [&] {
+        return session.append({0}, tensor_of(row, 1, 1, 64), tensor_of(row, 1, 1, 64));
+    };
+    const uint32_t one[2] = {0, 1};
+    const uint32_t falling[3] = {0, 1000, 1};
+    const uint32_t from_five[2] = {5, 1};
+    const StoreId stores[2] = {driver.store(), driver.store()};
+    const std::span<const StoreId> store(stores, 1);
+    const int64_t far[1] = {1000000000};
+    EXPECT_FALSE(session.begin_step({store, one, far, {}, {}}));
+    EXPECT_FALSE(append()) << "a refused begin leaves no step open";
+    EXPECT_FALSE(session.begin_step({stores, falling, {}, {}, {}}));
+    EXPECT_FALSE(session.begin_step({store, from_five, {}, {}, {}}));
+    const uint32_t twice[3] = {0, 1, 2};
+    EXPECT_FALSE(session.begin_step({stores, twice, {}, {}, {}}));
+    EXPECT_FALSE(session.begin_step({{}, {}, {}, {}, {}}));
+
+    ASSERT_TRUE(session.begin_step({store, one, {}, {}, {}}));
+    ASSERT_TRUE(append());
+    std::vector<float> out(64);
+    const Tensor to{out.data(), 1, 1, 64, 256, 256};
+    const SlotRange ranges[1] = {{0, 4}};
+    EXPECT_FALSE(session.attend({0}, tensor_of(row, 1, 1, 64), {from_five, one, ranges, 0}, to));
+    EXPECT_FALSE(session.attend({0}, tensor_of(row, 1, 1, 64), {one, from_five, ranges, 0}, to));
+    EXPECT_TRUE(session.attend({0}, tensor_of(row, 1, 1, 64), {one, one, ranges, 0}, to));
+    ASSERT_TRUE(session.clear(driver.store()));
+    EXPECT_FALSE(append()) << "clear ends an open step";
+}
+
+TEST(SessionErrors, RowsOutsideTheStoredRangeAreNeverAttended) {
+    Driver driver(test_config(), small_model(1, 1, 1, 64), 64);
+    driver.step(3);
+    Session& session = driver.session();
+    const StoreId stores[1] = {driver.store()};
+    const uint32_t one[2] = {0, 1};
+    const std::vector<float> large(64, 1e6F);
+    const std::vector<float> row(64, 0.5F);
+    ASSERT_TRUE(session.begin_step({stores, one, {}, {}, {}}));
+    EXPECT_FALSE(session.append({0}, tensor_of(large, 1, 1, 64), tensor_of(row, 1, 1, 64)));
+    std::vector<float> out(64);
+    const SlotRange ranges[1] = {{0, 4}};
+    const Status seen = session.attend({0}, tensor_of(row, 1, 1, 64), {one, one, ranges, 0},
+                                       {out.data(), 1, 1, 64, 256, 256});
+    EXPECT_FALSE(seen);
+}
+
 TEST(SessionPlan, CountsWhatCreateTakes) {
     SessionOptions options;
     options.slots_per_store = 1024;
