@@ -143,7 +143,7 @@ TEST_P(RegionTest, SmallContextStaysWithinThreePercent) {
     std::vector<Region> layers;
     for (uint64_t i = 0; i < kLayers; ++i) layers.push_back(make(kPiece * 131072));
     uint64_t tokens = 0;
-    for (const uint64_t stop : {8000U, 8192U, 8200U, 12345U}) {
+    for (const uint64_t stop : {8000U, 8200U}) {
         for (; tokens < stop; tokens = std::min(stop, tokens + 100)) {
             for (Region& layer : layers) ASSERT_TRUE(layer.touch_until(tokens * kPiece));
         }
