@@ -46,12 +46,19 @@ LabelFormat mixed_format(uint32_t dim) {
 class Bed {
 public:
     Bed(const Shape& shape, uint32_t slots, size_t bytes_wanted)
-        : shape_(shape), spans_(slots / kSpanSlots), formats_(shape.kv_heads, mixed_format(shape.dim)),
-          stride_(shape.kv_heads * formats_[0].span_bytes), layer_bytes_(stride_ * spans_),
+        : shape_(shape),
+          spans_(slots / kSpanSlots),
+          formats_(shape.kv_heads, mixed_format(shape.dim)),
+          stride_(shape.kv_heads * formats_[0].span_bytes),
+          layer_bytes_(stride_ * spans_),
           layers_(static_cast<uint32_t>(std::max<size_t>(1, bytes_wanted / layer_bytes_))),
-          labels_(layers_ * layer_bytes_), scores_(slots), masks_(spans_),
-          candidates_(slots + kPartsMax * 64), chosen_(kTop) {
-        for (uint32_t h = 0; h < shape.kv_heads; ++h) offsets_.push_back(h * formats_[0].span_bytes);
+          labels_(layers_ * layer_bytes_),
+          scores_(slots),
+          masks_(spans_),
+          candidates_(slots + kPartsMax * 64),
+          chosen_(kTop) {
+        for (uint32_t h = 0; h < shape.kv_heads; ++h)
+            offsets_.push_back(h * formats_[0].span_bytes);
         for (kernels::SpanMask& mask : masks_) {
             mask = {{~0ULL, ~0ULL}, {~0ULL, ~0ULL}};
         }
@@ -264,8 +271,10 @@ int main(int argc, char** argv) {
     const std::vector<uint32_t> sizes = args.quick
                                             ? std::vector<uint32_t>{8192}
                                             : std::vector<uint32_t>{8192, 32768, 131072, 262144};
-    std::printf("shape  slots threads target  read    scan       %%     fused     %%  fused/ candi-\n");
-    std::printf("                              GB/s    us/layer  read  us/layer read   scan   dates\n");
+    std::printf(
+        "shape  slots threads target  read    scan       %%     fused     %%  fused/ candi-\n");
+    std::printf(
+        "                              GB/s    us/layer  read  us/layer read   scan   dates\n");
     for (const Shape& shape : kShapes) {
         for (const uint32_t slots : sizes) {
             Bed bed(shape, slots, bytes);

@@ -16,7 +16,8 @@ struct AppendInput {
 };
 
 struct AppendResult {
-    bool finite = true;  // false: a NaN or Inf was in `rows` (or the value overflows the stored dtype)
+    bool finite =
+        true;  // false: a NaN or Inf was in `rows` (or the value overflows the stored dtype)
 };
 
 }  // namespace shoal::kernels
