@@ -136,7 +136,8 @@ struct alignas(kCacheLine) Seat {
 struct Shared {
     Shared(const ExecutorOptions& options, uint32_t thread_count, const Topology& topology)
         : seats(thread_count), warm(std::chrono::microseconds(options.warm_us)) {
-        if (options.pin) processors = topology.processors;
+        const bool one_each = thread_count <= topology.processors.size();
+        if (options.pin && one_each) processors = topology.processors;
     }
     Loop loop;
     std::vector<Seat> seats;            // [thread_count]; 0 is the caller's and stays unused
@@ -256,8 +257,10 @@ public:
         for (int looks = 0; !loop.is_done(count); ++looks) {
             if (looks < kLooksBeforeYield) {
                 pause();
-            } else {
+            } else if (looks < kLooksBeforeSleep) {
                 std::this_thread::yield();
+            } else {
+                std::this_thread::sleep_for(kSleep);  // a worker has lost its processor
             }
         }
     }
@@ -267,6 +270,8 @@ public:
 
 private:
     static constexpr int kLooksBeforeYield = 2000;
+    static constexpr int kLooksBeforeSleep = kLooksBeforeYield + 50;
+    static constexpr std::chrono::microseconds kSleep{50};
 
     void call_workers(uint32_t wanted) {
         if (!shared_->processors.empty()) note_caller_processor();

@@ -36,8 +36,8 @@ inline uint32_t thread_count_of(const Executor& executor) {
 struct ExecutorOptions {
     // The caller included. 0: a thread for every core, at most the processor time of the cgroup.
     uint32_t threads = 0;
-    // Bind each worker to a processor of its own. The calling thread is never bound: its affinity
-    // belongs to the program, and threads it starts later would inherit it.
+    // Bind each worker to a processor of its own, if there are as many. The calling thread is never
+    // bound: its affinity belongs to the program, and threads it starts later would inherit it.
     bool pin = true;
     // How long a worker that has nothing to do keeps looking before it sleeps. Covers what an
     // engine does between two calls of one step.

@@ -157,7 +157,7 @@ bool run_until_worker_helps(const Executor& executor, BodyFunction&& body) {
 }
 
 TEST(Executor, WorkersArePinnedAndTheCallerIsNot) {
-    const Topology topology = read_topology();
+    if (read_topology().processors.size() < 2) GTEST_SKIP() << "one processor: nothing is bound";
     const std::vector<uint32_t> before = current_affinity();
     const auto own = make(2);
     std::vector<uint32_t> affinity;
