@@ -10,7 +10,7 @@ size_t dtype_bytes(DType dtype) {
         case DType::bf16: return 2;
         case DType::f32: return 4;
     }
-    SHOAL_ASSERT(!"a dtype outside the enumeration");
+    SHOAL_ASSERT(false && "a dtype outside the enumeration");
     return 0;
 }
 
