@@ -4,7 +4,7 @@
 //     uint32_t select(const SelectInput& in, SelectOutput& out)
 // that writes at most in.rows selectable slots, ascending. It is erased once, at create or
 // reconfigure. What it returns depends only on the store's contents and history, never on threads
-// or tiers. Conformance: tests/runtime/selector_conformance_test.cpp.
+// or tiers.
 #pragma once
 
 #include <concepts>
