@@ -1,6 +1,8 @@
 // The tables of the backends, and the one table of shapes that they serve.
 #include "kernels/backend.hpp"
 
+#include <bit>
+
 #include "kernels/cpu/cpu.hpp"
 #include "kernels/ref/ref.hpp"
 
@@ -15,6 +17,9 @@ constexpr Backend kRef = {
     .label_encode_open = &ref::label_encode_open,
     .label_query = &ref::label_query,
     .label_scan = &ref::label_scan,
+    .page_encode = &ref::page_encode,
+    .page_extend = &ref::page_extend,
+    .page_scan = &ref::page_scan,
     .topk = &ref::topk,
     .attend_part = &ref::attend_part,
     .merge = &ref::merge,
@@ -30,6 +35,9 @@ constexpr Backend kCpu = {
     .label_encode_open = &ref::label_encode_open,
     .label_query = &ref::label_query,
     .label_scan = &cpu::label_scan,
+    .page_encode = &cpu::page_encode,
+    .page_extend = &cpu::page_extend,
+    .page_scan = &cpu::page_scan,
     .topk = &cpu::topk,
     .attend_part = &cpu::attend_part,
     .merge = &cpu::merge,
@@ -78,6 +86,13 @@ std::string unsupported_reason(const PieceFormat& format, uint32_t q_per_kv) {
         if (!reason.empty()) return reason;
     }
     return "";
+}
+
+std::string unsupported_page_reason(uint32_t page_slots) {
+    const bool in_range = page_slots >= kPageSlotsMin && page_slots <= kPageSlotsMax;
+    if (in_range && std::has_single_bit(page_slots)) return "";
+    return "page_slots = " + std::to_string(page_slots) + ": must be a power of two from " +
+           std::to_string(kPageSlotsMin) + " to " + std::to_string(kPageSlotsMax);
 }
 
 }  // namespace shoal::kernels

@@ -7,6 +7,7 @@
 #include "kernels/append.hpp"
 #include "kernels/attend.hpp"
 #include "kernels/label.hpp"
+#include "kernels/page_bounds.hpp"
 #include "kernels/prefill.hpp"
 #include "kernels/topk.hpp"
 
@@ -27,6 +28,10 @@ struct Backend {
     void (*label_query)(const LabelQueryInput& in, LabelQuery& out) = nullptr;
     void (*label_scan)(const LabelScanInput& in, LabelScanOutput& out) = nullptr;
 
+    void (*page_encode)(const PageEncodeInput& in, std::byte* bounds) = nullptr;
+    void (*page_extend)(const PageEncodeInput& in, std::byte* bounds) = nullptr;
+    void (*page_scan)(const PageScanInput& in, PageScanOutput& out) = nullptr;
+
     void (*topk)(const TopkInput& in, TopkOutput& out, void* workspace) = nullptr;
 
     // Writes the state of list entries [begin, end).
@@ -46,5 +51,7 @@ std::string cpu_target_name();
 // Whether the backends serve this shape; if not, a sentence with the field, its value and what
 // is allowed, else "".
 std::string unsupported_reason(const PieceFormat& format, uint32_t q_per_kv);
+// The same of a page length of page bounds.
+std::string unsupported_page_reason(uint32_t page_slots);
 
 }  // namespace shoal::kernels
