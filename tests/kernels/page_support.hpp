@@ -88,7 +88,11 @@ public:
         return in;
     }
     // The exact score of a slot for one query head, log2 domain, and the sum of its magnitudes.
-    std::pair<double, double> exact_score(uint32_t slot, uint32_t head) const {
+    struct Exact {
+        double score = 0.0;
+        double magnitude = 0.0;
+    };
+    Exact exact_score(uint32_t slot, uint32_t head) const {
         double sum = 0.0;
         double magnitude = 0.0;
         for (uint32_t c = 0; c < case_.head_dim; ++c) {
