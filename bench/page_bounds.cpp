@@ -1,8 +1,8 @@
 // Page bounds: the scan as % of the sequential read bandwidth measured between the runs of the same
 // round.
 //
-// Bytes are those of the bounds. Several layers are walked in turn, so that bounds come from memory
-// as they do in a decode step.
+// Bytes are those of the bounds. Layers of 200 MiB and more are walked in turn, so that bounds come
+// from memory as they do in a decode step.
 #include <random>
 
 #include "bench/support.hpp"
@@ -132,8 +132,8 @@ void measure(const Backend& backend, Bed& bed, const Shape& shape, uint32_t slot
 
 void run(const BenchArgs& args) {
     const std::vector<Shape> shapes = {
-        {"S", 3, 3, 64, DType::f16, 8},
-        {"L", 8, 4, 128, DType::bf16, 4},
+        {"S", 3, 3, 64, DType::f16, 64},
+        {"L", 8, 4, 128, DType::bf16, 12},
     };
     const uint32_t slots = args.quick ? 4096 : 131072;
     for (const Shape& shape : shapes) {

@@ -1,5 +1,6 @@
 // Prefill attention in GFLOP/s, as % of the FMA peak of the same instruction set measured between
-// the runs of the same round; few queries also as % of the sequential read bandwidth.
+// the runs of the same round; few queries also as % of the sequential read bandwidth, bf16 rows also
+// as % of the peak of the bf16 dot product, which prefill does not use (runtime/docs/decisions.md).
 //
 // FLOP counts visible pairs only: 4 * head_dim per (query head, slot).
 #include "kernels/cpu/targets.hpp"
@@ -11,6 +12,7 @@
 
 #include <random>
 
+#include "bench/limits.hpp"
 #include "bench/support.hpp"
 #include "kernels/convert.hpp"
 
@@ -81,22 +83,34 @@ struct Shape {
 constexpr uint32_t kBlockLog2 = 4;
 
 // FLOP/s of all threads together, the best of three tries: a limit, so other load only hides it.
-double fma_peak(BenchThreads& threads) {
-    constexpr uint64_t kCount = 400000;
+// `work(sink)` returns its FLOP.
+template <typename F>
+double peak(BenchThreads& threads, const F& work) {
     std::vector<double> flop(threads.thread_count());
     std::vector<float> sinks(threads.thread_count());
     double best = 0.0;
     for (int attempt = 0; attempt < 3; ++attempt) {
         const double start = now_s();
-        threads.run_each(threads.thread_count(), [&](uint32_t i, uint32_t) {
-            flop[i] = HWY_DYNAMIC_DISPATCH(fma_chain)(kCount, &sinks[i]);
-        });
+        threads.run_each(threads.thread_count(),
+                         [&](uint32_t i, uint32_t) { flop[i] = work(sinks[i]); });
         const double seconds = now_s() - start;
         double total = 0.0;
         for (double f : flop) total += f;
         best = std::max(best, total / seconds);
     }
     return best;
+}
+
+double fma_peak(BenchThreads& threads) {
+    return peak(threads,
+                [](float& sink) { return HWY_DYNAMIC_DISPATCH(fma_chain)(400000, &sink); });
+}
+
+// 0 where the processor has no such instruction.
+double bf16_dot_peak(BenchThreads& threads) {
+    if (!detail::has(Fma::bf16_avx512)) return 0.0;
+    return peak(threads,
+                [](float& sink) { return detail::run_fma(Fma::bf16_avx512, 200000, sink); });
 }
 
 // One layer of keys and values, and queries that come last (causal).
@@ -201,6 +215,7 @@ void measure(const Backend& backend, Bed& bed, const Shape& shape, uint32_t slot
     std::vector<double> seconds;
     std::vector<double> fma_percent;
     std::vector<double> read_percent;
+    std::vector<double> dot_percent;
     double flop = 0.0;
     for (uint32_t round = 0; round < rounds; ++round) {
         const double read =
@@ -209,17 +224,21 @@ void measure(const Backend& backend, Bed& bed, const Shape& shape, uint32_t slot
         const double start = now_s();
         flop = bed.prefill(backend, threads, queries);
         const double s = now_s() - start;
-        const double peak = std::max(before, fma_peak(threads));
+        const double fma = std::max(before, fma_peak(threads));
         seconds.push_back(s);
-        fma_percent.push_back(100.0 * flop / s / peak);
+        fma_percent.push_back(100.0 * flop / s / fma);
+        const double dot = shape.dtype == DType::bf16 ? bf16_dot_peak(threads) : 0.0;
+        if (dot > 0.0) dot_percent.push_back(100.0 * flop / s / dot);
         read_percent.push_back(100.0 * static_cast<double>(bed.kv_bytes()) / s / read);
     }
     const double s = median(seconds);
     std::printf("prefill %-2s %-5s %-8s %u threads  %4u queries, %6u slots  %9.2f ms"
-                "  %7.1f GFLOP/s  %5.1f %% of FMA  %6.1f GB/s  %5.1f %% of read\n",
+                "  %7.1f GFLOP/s  %5.1f %% of FMA  %6.1f GB/s  %5.1f %% of read",
                 shape.name, dtype_name(shape.dtype), kernels::cpu_target_name().c_str(),
                 thread_count, queries, slots, s * 1e3, flop / s / 1e9, median(fma_percent),
                 static_cast<double>(bed.kv_bytes()) / s / 1e9, median(read_percent));
+    if (!dot_percent.empty()) std::printf("  %5.1f %% of bf16 dot", median(dot_percent));
+    std::printf("\n");
     std::fflush(stdout);
 }
 

