@@ -1,6 +1,7 @@
 // Prefill attention in GFLOP/s, as % of the FMA peak of the same instruction set measured between
-// the runs of the same round; few queries also as % of the sequential read bandwidth, bf16 rows also
-// as % of the peak of the bf16 dot product, which prefill does not use (runtime/docs/decisions.md).
+// the runs of the same round; few queries also as % of the sequential read bandwidth, bf16 rows
+// also as % of the peak of the bf16 dot product, which prefill does not use
+// (runtime/docs/decisions.md).
 //
 // FLOP counts visible pairs only: 4 * head_dim per (query head, slot).
 #include "kernels/cpu/targets.hpp"
