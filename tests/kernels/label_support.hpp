@@ -11,8 +11,6 @@ namespace shoal::kernels::test {
 
 // Which channels a label keeps: `two` .. `sixteen` are uniform at one bit a dimension.
 enum class LabelKind { mixed, two, four, eight, sixteen, ragged };
-// Which slots the query sees and the selector may pick.
-enum class MaskKind { all, safety_set, random, hidden_spans };
 
 struct LabelCase {
     const char* note = "";
@@ -78,7 +76,7 @@ public:
             for (uint32_t h = 0; h < c.kv_heads; ++h) encode(backend, span, h);
         }
         make_queries(backend, seed);
-        make_masks(seed);
+        masks_ = make_masks(c.mask, c.slots, seed);
     }
 
     uint32_t span_count() const { return (case_.slots + kSpanSlots - 1) / kSpanSlots; }
@@ -139,23 +137,6 @@ private:
             const float scale = 1.0F / std::sqrt(static_cast<float>(case_.head_dim));
             backend.label_query({&formats_[kv_head], q.data(), scale, scale_max_[kv_head].data()},
                                 queries_[head]);
-        }
-    }
-    void make_masks(uint32_t seed) {
-        std::mt19937_64 random(seed);
-        masks_.resize(span_count());
-        for (uint32_t slot = 0; slot < case_.slots; ++slot) {
-            SpanMask& mask = masks_[slot / kSpanSlots];
-            const uint64_t bit = uint64_t{1} << (slot % 64);
-            bool visible = true;
-            bool selectable = true;
-            if (case_.mask == MaskKind::safety_set)
-                selectable = slot >= 4 && slot + 65 < case_.slots;
-            if (case_.mask == MaskKind::random) visible = random() % 4 != 0;
-            if (case_.mask == MaskKind::random) selectable = visible && random() % 4 != 0;
-            if (case_.mask == MaskKind::hidden_spans) visible = slot / kSpanSlots % 2 == 1;
-            if (visible) mask.visible[slot % kSpanSlots / 64] |= bit;
-            if (visible && selectable) mask.selectable[slot % kSpanSlots / 64] |= bit;
         }
     }
 

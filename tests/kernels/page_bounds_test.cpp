@@ -18,19 +18,19 @@ const PageCase kCases[] = {
     {.note = "pages of 64", .slots = 449, .page_slots = 64, .kv_heads = 2, .q_per_kv = 2},
     {.note = "more than a chunk of pages", .slots = 1063, .q_per_kv = 3},
     {.note = "the demo's shape", .slots = 1000, .kv_heads = 3, .q_per_kv = 3,
-     .mask = PageMaskKind::safety_set},
+     .mask = MaskKind::safety_set},
     {.note = "head_dim 128, GQA 4", .slots = 700, .kv_heads = 8, .q_per_kv = 4, .head_dim = 128,
-     .dtype = DType::bf16, .mask = PageMaskKind::safety_set},
-    {.note = "GQA 16", .q_per_kv = 16, .head_dim = 80, .mask = PageMaskKind::random},
+     .dtype = DType::bf16, .mask = MaskKind::safety_set},
+    {.note = "GQA 16", .q_per_kv = 16, .head_dim = 80, .mask = MaskKind::random_pages},
     {.note = "GQA 5: tiles of 4 and 1", .q_per_kv = 5, .head_dim = 96, .dtype = DType::f32},
     {.note = "head_dim 32", .head_dim = 32},
     {.note = "head_dim 48", .q_per_kv = 2, .head_dim = 48, .dtype = DType::f32,
-     .mask = PageMaskKind::random},
+     .mask = MaskKind::random_pages},
     {.note = "head_dim 256", .q_per_kv = 2, .head_dim = 256, .dtype = DType::bf16},
     {.note = "random masks", .slots = 513, .kv_heads = 3, .q_per_kv = 3,
-     .mask = PageMaskKind::random},
+     .mask = MaskKind::random_pages},
     {.note = "hidden spans", .slots = 900, .kv_heads = 3, .q_per_kv = 3,
-     .mask = PageMaskKind::hidden_spans},
+     .mask = MaskKind::hidden_spans},
 };
 
 class PageBoundsTest : public ::testing::TestWithParam<BackendCase> {
@@ -224,7 +224,7 @@ TEST_P(PageBoundsTest, ScanAgreesWithRef) {
 
 // A scan in parts gives the scores and candidates of a scan in one piece.
 TEST_P(PageBoundsTest, ScanInPartsIsTheSame) {
-    const PageCase c{.slots = 1500, .kv_heads = 3, .q_per_kv = 3, .mask = PageMaskKind::random};
+    const PageCase c{.slots = 1500, .kv_heads = 3, .q_per_kv = 3, .mask = MaskKind::random_pages};
     TestPages pages(c, ref_backend());
     PageScan whole(pages);
     PageScan parts(pages);

@@ -8,9 +8,6 @@
 
 namespace shoal::kernels::test {
 
-// Which slots the query sees and the selector may pick.
-enum class PageMaskKind { all, safety_set, random, hidden_spans };
-
 struct PageCase {
     const char* note = "";
     uint32_t slots = 300;
@@ -19,7 +16,7 @@ struct PageCase {
     uint32_t q_per_kv = 1;
     uint32_t head_dim = 64;
     DType dtype = DType::f16;
-    PageMaskKind mask = PageMaskKind::all;
+    MaskKind mask = MaskKind::all;
 };
 
 // Rows, their pages encoded by one backend, a query per head and masks.
@@ -38,7 +35,7 @@ public:
         q_ = random_normal(size_t{q_head_count()} * (c.head_dim + 3), seed + 9, 2.0F);
         q_[0] = 0.0F;
         lse_ = random_normal(q_head_count(), seed + 5);
-        make_masks(seed);
+        masks_ = make_masks(c.mask, c.slots, seed, c.page_slots);
     }
 
     uint32_t page_count() const {
@@ -109,31 +106,6 @@ private:
     // Gaps between heads and between pages: strides must be obeyed.
     static size_t head_stride(const PageCase& c) { return page_bound_bytes(c.head_dim) + 64; }
     static size_t page_stride(const PageCase& c) { return c.kv_heads * head_stride(c) + 64; }
-
-    void make_masks(uint32_t seed) {
-        std::mt19937_64 random(seed);
-        masks_.resize((case_.slots + kSpanSlots - 1) / kSpanSlots);
-        for (uint32_t slot = 0; slot < case_.slots; ++slot) {
-            bool visible = true;
-            bool selectable = true;
-            switch (case_.mask) {
-                case PageMaskKind::all: break;
-                case PageMaskKind::safety_set:
-                    selectable = slot >= 4 && slot + 65 < case_.slots;
-                    break;
-                case PageMaskKind::random:
-                    // Whole pages hidden, whole pages of the safety set, and slots here and there.
-                    visible = slot / case_.page_slots % 3 != 0 && random() % 4 != 0;
-                    selectable = slot / case_.page_slots % 5 != 1 && random() % 4 != 0;
-                    break;
-                case PageMaskKind::hidden_spans: visible = slot / kSpanSlots % 2 == 1; break;
-            }
-            SpanMask& mask = masks_[slot / kSpanSlots];
-            const uint64_t bit = uint64_t{1} << (slot % 64);
-            if (visible) mask.visible[slot % kSpanSlots / 64] |= bit;
-            if (visible && selectable) mask.selectable[slot % kSpanSlots / 64] |= bit;
-        }
-    }
 
     PageCase case_;
     TestRows rows_;

@@ -127,6 +127,39 @@ private:
     KvView view_;
 };
 
+// Which slots a query sees and a selector may pick. random_pages: whole pages hidden, whole pages
+// kept from the selector, and slots here and there.
+enum class MaskKind { all, safety_set, random, random_pages, hidden_spans };
+
+inline std::vector<SpanMask> make_masks(MaskKind kind, uint32_t slots, uint32_t seed,
+                                        uint32_t page_slots = 1) {
+    std::mt19937_64 random(seed);
+    std::vector<SpanMask> masks((slots + kSpanSlots - 1) / kSpanSlots);
+    for (uint32_t slot = 0; slot < slots; ++slot) {
+        const uint32_t page = slot / page_slots;
+        bool visible = true;
+        bool selectable = true;
+        switch (kind) {
+            case MaskKind::all: break;
+            case MaskKind::safety_set: selectable = slot >= 4 && slot + 65 < slots; break;
+            case MaskKind::random:
+                visible = random() % 4 != 0;
+                selectable = visible && random() % 4 != 0;
+                break;
+            case MaskKind::random_pages:
+                visible = page % 3 != 0 && random() % 4 != 0;
+                selectable = page % 5 != 1 && random() % 4 != 0;
+                break;
+            case MaskKind::hidden_spans: visible = slot / kSpanSlots % 2 == 1; break;
+        }
+        SpanMask& mask = masks[slot / kSpanSlots];
+        const uint64_t bit = uint64_t{1} << (slot % 64);
+        if (visible) mask.visible[slot % kSpanSlots / 64] |= bit;
+        if (visible && selectable) mask.selectable[slot % kSpanSlots / 64] |= bit;
+    }
+    return masks;
+}
+
 inline std::vector<float> random_normal(size_t count, uint32_t seed, float spread = 1.0F) {
     std::minstd_rand random(seed * 2654435761U + 1U);
     std::normal_distribution<float> normal(0.0F, spread);
