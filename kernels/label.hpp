@@ -25,6 +25,7 @@ struct LabelChannel {
 struct LabelOp {
     static constexpr uint16_t kNoChannel = 0xffff;
     uint32_t plane = 0;
+    uint32_t dword = 0;  // label_dword_index() of the plane and slot 0
     uint32_t shift = 0;  // lowest bit of the codes in their bytes
     uint32_t bits = 0;   // 2, 4 or 8
     // Byte b holds the code of channels[code_index[b]].
@@ -37,6 +38,14 @@ struct LabelOp {
     uint32_t sum_end = 0;  // ops from this one to sum_end - 1 fit one 16-bit sum together
 };
 
+// In the order of the ops' bytes, label_parameter_count() entries: a code's factor, and half the
+// largest code times factor; 0 for a byte without a channel of this kind. Both empty where there
+// are no such channels.
+struct LabelCodeTable {
+    std::vector<float> factor;
+    std::vector<float> half;
+};
+
 // What one KV head's labels look like. Either all channels have 16 bits (kept as f16, no
 // ranges), or none has. Made by make_label_format() only, so that encode and score agree.
 struct LabelFormat {
@@ -44,9 +53,7 @@ struct LabelFormat {
     std::vector<float> mean;             // [channels.size()] subtracted from the key
     std::vector<LabelOp> ops;            // 2 and 4 bits, then 8; empty when channels have 16
     uint32_t narrow_op_count = 0;        // ops of 2 and 4 bits
-    // Largest code times factor in the order of the ops' bytes, padded to a multiple of 64 with
-    // zeros: of channels with 2 or 4 bits, of channels with 8. Empty where there are none.
-    std::vector<uint8_t> code_max[2];
+    LabelCodeTable tables[2];            // channels with 2 or 4 bits, channels with 8
     uint32_t k_head_dim = 0;
     uint32_t plane_count = 0;            // dwords of codes a token has
     size_t span_bytes = 0;               // one span of one KV head, multiple of 64
@@ -123,10 +130,9 @@ struct LabelEncodeInput {
 // A query prepared for the labels of its KV head. All buffers are owned here and reused.
 struct LabelQuery {
     std::vector<float> q;  // [channels.size()] query channels x scale x log2(e)
-    // The next two: [label_parameter_count()], in the order of the ops' bytes. The integer
-    // weight of a channel in a span is round(weight x channel scale).
-    std::vector<float> q_ops;    // `q`
-    std::vector<float> weight;   // q / step, with the op's factor
+    // [label_parameter_count()] q / step / the op's factor, in the order of the ops' bytes. The
+    // integer weight of a channel in a span is round(weight x channel scale).
+    std::vector<float> weight;
     // Score per unit of the dot product: of channels with 2 or 4 bits, of channels with 8.
     float step[2] = {0, 0};
 };

@@ -75,6 +75,7 @@ private:
                            const std::vector<uint16_t>& queue, size_t& next) {
         LabelOp op;
         op.plane = row.plane;
+        op.dword = row.plane * kLabelBlockSlots;
         op.shift = shift;
         op.bits = bits;
         for (uint32_t lane = row.lane_first; lane < 4 && next < queue.size(); ++lane) {
@@ -140,18 +141,21 @@ void set_sum_ends(std::vector<LabelOp>& ops) {
     }
 }
 
-void set_code_max(LabelFormat& format) {
+void set_tables(LabelFormat& format) {
     for (const size_t kind : {0U, 1U}) {
         const size_t begin = kind == 0 ? 0 : format.narrow_op_count;
         const size_t end = kind == 0 ? format.narrow_op_count : format.ops.size();
         if (begin == end) continue;
-        format.code_max[kind].resize((label_parameter_count(format) + 63) / 64 * 64);
+        LabelCodeTable& table = format.tables[kind];
+        table.factor.resize(label_parameter_count(format));
+        table.half.resize(label_parameter_count(format));
         for (size_t i = begin; i < end; ++i) {
             const LabelOp& op = format.ops[i];
             for (size_t lane = 0; lane < 4; ++lane) {
                 if (op.code_index[lane] == LabelOp::kNoChannel) continue;
-                format.code_max[kind][4 * i + lane] =
-                    static_cast<uint8_t>(code_max(op.bits) * op.factor);
+                const auto factor = static_cast<float>(op.factor);
+                table.factor[4 * i + lane] = factor;
+                table.half[4 * i + lane] = 0.5F * factor * static_cast<float>(code_max(op.bits));
             }
         }
     }
@@ -199,7 +203,7 @@ LabelFormat make_label_format(std::vector<LabelChannel> channels, std::vector<fl
     set_sum_ends(format.ops);
     format.narrow_op_count = static_cast<uint32_t>(std::count_if(
         format.ops.begin(), format.ops.end(), [](const LabelOp& op) { return op.bits != 8; }));
-    set_code_max(format);
+    set_tables(format);
     format.span_bytes = span_bytes_of(format.plane_count, format.ops.size());
     return format;
 }

@@ -102,19 +102,6 @@ struct HeadWork {
 };
 
 #if HWY_TARGET != HWY_SCALAR
-// Sums of the lanes of four vectors, one per lane of each 128-bit block: lane j of block b holds
-// what block b contributes to the sum of vector j.
-HWY_INLINE F32Vec add_lanes_in_blocks(F32Vec a, F32Vec b, F32Vec c, F32Vec e) {
-    const F32Tag d;
-    const hn::Repartition<double, F32Tag> d64;
-    const F32Vec ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
-    const F32Vec ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
-    const auto ab64 = hn::BitCast(d64, ab);
-    const auto ce64 = hn::BitCast(d64, ce);
-    return hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, ab64, ce64)),
-                   hn::BitCast(d, hn::InterleaveUpper(d64, ab64, ce64)));
-}
-
 // Adds up the blocks of four such vectors (tokens 0-3, 4-7, 8-11, 12-15) and stores 16 sums.
 HWY_INLINE void store_tile_sums(F32Vec a, F32Vec b, F32Vec c, F32Vec e, float* sums) {
     const F32Tag d;

@@ -2,11 +2,15 @@
 //
 // A vector lane is a token. Every LabelOp is an extraction and one dot product of four codes with
 // four int8 weights per query head; weights are made per span from the query and the span's
-// scales. Labels are one sequential stream, prefetched 2 KiB ahead, a line with every op: in
-// bursts, or further ahead, the 16 line fill buffers of a core are the limit (AVX-512 core, 18
-// GB/s when only reading: 11.4 GB/s of labels; bursts a span ahead: 7.9; no prefetch: 5). exp2 is
-// linear in the mantissa: at most 4 % off per head, which moves no slot that label noise would
-// not move. Bench: bench/label_scan.
+// scales. exp2 is linear in the mantissa: at most 4 % off per head, which moves no slot that label
+// noise would not move.
+//
+// Bound by both memory and arithmetic on an Intel AVX-512 core (L = 32 query / 8 KV heads x 128;
+// reading alone takes 13 cycles a line of 64 B): labels that lie in L2 take 16 cycles a line, of
+// which products 6, extraction 1.5 and scores 1 fill the two 512-bit ports; the weights of every
+// new span cost 4. From memory 21. Labels are one sequential stream, prefetched 2 KiB ahead, a line
+// with every op: without prefetch, or beyond the 4 KiB page, the streamer of L2 falls behind.
+// Bench: bench/label_scan.
 #include "kernels/cpu/targets.hpp"
 
 #undef HWY_TARGET_INCLUDE
@@ -21,6 +25,7 @@
 #include <limits>
 
 #include "kernels/cpu/cpu.hpp"
+#include "kernels/cpu/rows-inl.hpp"
 #include "shoal/status.hpp"
 
 #if HWY_TARGET == HWY_AVX3_DL
@@ -43,7 +48,6 @@ using VU = hn::Vec<DU>;
 constexpr DF kF;
 constexpr DI kI;
 constexpr DU kU;
-constexpr uint32_t kLanes = static_cast<uint32_t>(HWY_LANES(float));
 
 constexpr uint32_t kHeadTileMax = 4;
 constexpr size_t kPrefetchBytes = 2048;
@@ -63,7 +67,10 @@ HWY_INLINE VI dot4(VI sum, VU codes, VI weights) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(codes.raw), "v"(weights.raw));
     return sum;
 }
-HWY_INLINE VI widen(VI sum) { return sum; }
+// Sums start as the bits of 1.5 x 2^23, and are then floats without a conversion.
+constexpr float kSumZero = 12582912.0F;
+HWY_INLINE VI sum_start() { return hn::BitCast(kI, hn::Set(kF, kSumZero)); }
+HWY_INLINE VF sum_end(VI sum) { return hn::BitCast(kF, sum); }
 #else
 // Sums have 16 bits: LabelOp::sum_end says when one is full.
 constexpr bool kWideSums = HWY_TARGET == HWY_SCALAR;
@@ -106,16 +113,30 @@ HWY_INLINE VI widen(VI sum) {
     return hn::Add(hn::ShiftRight<16>(sum), hn::ShiftRight<16>(hn::ShiftLeft<16>(sum)));
 }
 #endif
+constexpr float kSumZero = 0.0F;
+HWY_INLINE VI sum_start() { return hn::Zero(kI); }
+HWY_INLINE VF sum_end(VI sum) { return hn::ConvertTo(kF, widen(sum)); }
 #endif
 
-// Rounds weights and stores them as int8.
-HWY_INLINE void store_weights(VF weights, int8_t* to) {
+// The nearest whole numbers of weights, which are far inside the range of int32.
+HWY_INLINE VI to_whole(VF x) {
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-    const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(weights.raw));
+    return VI{_mm512_cvtps_epi32(x.raw)};
+#elif HWY_TARGET == HWY_AVX2
+    return VI{_mm256_cvtps_epi32(x.raw)};
+#else
+    return hn::NearestInt(x);
+#endif
+}
+
+// Stores whole numbers as int8.
+HWY_INLINE void store_weights(VI weights, int8_t* to) {
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+    const __m128i bytes = _mm512_cvtsepi32_epi8(weights.raw);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
 #else
     const hn::Rebind<int8_t, DI> i8;
-    hn::StoreU(hn::DemoteTo(i8, hn::NearestInt(weights)), i8, to);
+    hn::StoreU(hn::DemoteTo(i8, weights), i8, to);
 #endif
 }
 
@@ -153,7 +174,22 @@ struct Tile {
     HWY_ALIGN int8_t weights[kHeadTileMax][kParametersMax] = {};
 };
 
+// Sums of the lanes of each of the first kHeads vectors.
+template <uint32_t kHeads>
+HWY_INLINE void sum_lanes(const VF (&vectors)[kHeadTileMax], float (&sums)[kHeadTileMax]) {
+#if HWY_TARGET == HWY_SCALAR
+    for (uint32_t g = 0; g < kHeads; ++g) sums[g] = hn::GetLane(vectors[g]);
+#else
+    // All four at once: a third of the instructions of four separate sums.
+    hn::Store(add_blocks(add_lanes_in_blocks(vectors[0], vectors[1], vectors[2], vectors[3])),
+              hn::CappedTag<float, 4>(), sums);
+#endif
+}
+
 // Weights and constants of a tile in this span. `lse_guess` goes into the constant.
+//
+// A code stands for centre + scale x (code - half the largest code). Half the largest codes come
+// off with the rounded weights, which takes most of their error along.
 template <uint32_t kHeads>
 HWY_INLINE void prepare(const LabelFormat& format, const std::byte* span, const float* lse_guess,
                         Tile& tile) {
@@ -161,37 +197,30 @@ HWY_INLINE void prepare(const LabelFormat& format, const std::byte* span, const 
     const size_t count = label_parameter_count(format);
     const auto* scales = reinterpret_cast<const hwy::float16_t*>(span);
     const hwy::float16_t* centers = scales + count;
-    VF constants[kHeads];
-    for (VF& constant : constants) constant = hn::Zero(kF);
-    for (size_t p = 0; p < count; p += kLanes) {
-        const VF scale = hn::PromoteTo(kF, hn::LoadU(f16, scales + p));
-        const VF center = hn::PromoteTo(kF, hn::LoadU(f16, centers + p));
-        for (uint32_t g = 0; g < kHeads; ++g) {
-            const LabelQuery& query = tile.queries[g];
-            store_weights(hn::Mul(hn::LoadU(kF, query.weight.data() + p), scale),
-                          tile.weights[g] + p);
-            constants[g] = hn::MulAdd(hn::LoadU(kF, query.q_ops.data() + p), center, constants[g]);
-        }
-    }
-    // Codes count from 0, not from the centre: half the largest codes, weighted, come off.
+    for (uint32_t g = 0; g < kHeads; ++g) tile.constant[g] = -lse_guess[g];
     for (const uint32_t kind : {0U, 1U}) {
-        const std::vector<uint8_t>& largest = format.code_max[kind];
-        if (largest.empty()) continue;
-        for (uint32_t g = 0; g < kHeads; ++g) {
-            VI sum = hn::Zero(kI);
-            for (size_t p = 0; p < largest.size(); p += 4 * kLanes) {
-                const auto* codes = reinterpret_cast<const uint32_t*>(largest.data() + p);
-                const auto* weights = reinterpret_cast<const int32_t*>(tile.weights[g] + p);
-                const VI products =
-                    dot4(hn::Zero(kI), hn::LoadU(kU, codes), hn::LoadU(kI, weights));
-                sum = hn::Add(sum, widen(products));
+        const LabelCodeTable& table = format.tables[kind];
+        if (table.factor.empty()) continue;
+        VF constants[kHeadTileMax];
+        for (VF& constant : constants) constant = hn::Zero(kF);
+        for (size_t p = 0; p < count; p += kLanes) {
+            const VF scale = hn::PromoteTo(kF, hn::LoadU(f16, scales + p));
+            const VF center = hn::Mul(hn::PromoteTo(kF, hn::LoadU(f16, centers + p)),
+                                      hn::LoadU(kF, table.factor.data() + p));
+            const VF half = hn::LoadU(kF, table.half.data() + p);
+            for (uint32_t g = 0; g < kHeads; ++g) {
+                const VF weight = hn::LoadU(kF, tile.queries[g].weight.data() + p);
+                const VI whole = to_whole(hn::Mul(weight, scale));
+                store_weights(whole, tile.weights[g] + p);
+                constants[g] = hn::MulAdd(weight, center, constants[g]);
+                constants[g] = hn::NegMulAdd(hn::ConvertTo(kF, whole), half, constants[g]);
             }
-            const VF half_step = hn::Set(kF, -0.5F * tile.queries[g].step[kind]);
-            constants[g] = hn::MulAdd(hn::ConvertTo(kF, sum), half_step, constants[g]);
         }
-    }
-    for (uint32_t g = 0; g < kHeads; ++g) {
-        tile.constant[g] = hn::GetLane(hn::SumOfLanes(kF, constants[g])) - lse_guess[g];
+        HWY_ALIGN float sums[kHeadTileMax];
+        sum_lanes<kHeads>(constants, sums);
+        for (uint32_t g = 0; g < kHeads; ++g) {
+            tile.constant[g] += tile.queries[g].step[kind] * (sums[g] - kSumZero);
+        }
     }
 }
 
@@ -205,38 +234,53 @@ struct CodeView {
     size_t vector_stride = 0;    // dwords from one vector of slots to the next
 };
 
+// Adds the products of one op to the sums.
+template <uint32_t kHeads, uint32_t kVectors>
+HWY_INLINE void score_op(const CodeView& view, uint32_t i,
+                         const uint32_t* const (&vectors)[kVectors], const Tile& tile,
+                         VI (&sums)[kHeads][kVectors]) {
+    const LabelOp& op = view.ops[i];
+    hwy::Prefetch(view.ahead + 64 * size_t{i});
+    VU codes[kVectors];
+    HWY_UNROLL(4)
+    for (uint32_t v = 0; v < kVectors; ++v) {
+        codes[v] = extract(hn::LoadU(kU, vectors[v] + op.dword), op);
+    }
+    HWY_UNROLL(4)
+    for (uint32_t g = 0; g < kHeads; ++g) {
+        int32_t packed = 0;
+        std::memcpy(&packed, tile.weights[g] + 4 * size_t{i}, sizeof(packed));
+        const VI weights = hn::Set(kI, packed);
+        HWY_UNROLL(4)
+        for (uint32_t v = 0; v < kVectors; ++v) {
+            sums[g][v] = dot4(sums[g][v], codes[v], weights);
+        }
+    }
+}
+
 // Adds step x integer dot products of ops [begin, end) to the scores, which start as the constants
 // when these are the first ops: scores need no registers during the loop then.
 template <bool kFirst, uint32_t kHeads, uint32_t kVectors>
 HWY_INLINE void score_ops(const CodeView& view, uint32_t begin, uint32_t end, const Tile& tile,
                           VF (&scores)[kHeads][kVectors]) {
+    const uint32_t* vectors[kVectors];
+    for (uint32_t v = 0; v < kVectors; ++v) vectors[v] = view.dwords + v * view.vector_stride;
     VI sums[kHeads][kVectors];
     for (auto& row : sums) {
-        for (VI& sum : row) sum = hn::Zero(kI);
+        for (VI& sum : row) sum = sum_start();
     }
-    for (uint32_t i = begin; i < end; ++i) {
-        const LabelOp& op = view.ops[i];
-        hwy::Prefetch(view.ahead + 64 * i);
-        const uint32_t* plane = view.dwords + op.plane * kLabelBlockSlots;
-        VU codes[kVectors];
-        for (uint32_t v = 0; v < kVectors; ++v) {
-            codes[v] = extract(hn::LoadU(kU, plane + v * view.vector_stride), op);
-        }
-        for (uint32_t g = 0; g < kHeads; ++g) {
-            int32_t packed = 0;
-            std::memcpy(&packed, tile.weights[g] + 4 * i, sizeof(packed));
-            const VI weights = hn::Set(kI, packed);
-            for (uint32_t v = 0; v < kVectors; ++v) {
-                sums[g][v] = dot4(sums[g][v], codes[v], weights);
-            }
-        }
+    uint32_t i = begin;
+    for (; i + 2 <= end; i += 2) {
+        score_op(view, i, vectors, tile, sums);
+        score_op(view, i + 1, vectors, tile, sums);
     }
+    if (i < end) score_op(view, i, vectors, tile, sums);
     for (uint32_t g = 0; g < kHeads; ++g) {
         const VF step = hn::Set(kF, tile.queries[g].step[begin < view.narrow_end ? 0 : 1]);
         const VF constant = hn::Set(kF, tile.constant[g]);
         for (uint32_t v = 0; v < kVectors; ++v) {
             const VF base = kFirst ? constant : scores[g][v];
-            scores[g][v] = hn::MulAdd(hn::ConvertTo(kF, widen(sums[g][v])), step, base);
+            scores[g][v] = hn::MulAdd(sum_end(sums[g][v]), step, base);
         }
     }
 }
@@ -285,38 +329,51 @@ HWY_INLINE void score_f16(const LabelFormat& format, const std::byte* span, cons
 struct SpanWork {
     const SpanMask* mask = nullptr;
     bool all_visible = false;
-    bool weigh = true;                     // 2^score is wanted, for `combined` or for the sums
+    bool weigh = true;                     // with Combine::max: the heads' sums are wanted
     Combine combine = Combine::sum;
-    bool first = true;                     // no head has written `combined` yet
-    HWY_ALIGN float combined[kSpanSlots];
+    HWY_ALIGN float combined[kSpanSlots];  // starts as 0 (sum) or -inf (max)
 };
 
-// Combines the scores of one vector of slots, and adds 2^score to the heads' sums.
+// Adds 2^score to the heads' sums; `weights` becomes the sum over the heads.
 template <uint32_t kHeads, uint32_t kVectors>
-HWY_INLINE void combine(const VF (&scores)[kHeads][kVectors], uint32_t v, uint32_t t,
-                        SpanWork& work, VF (&head_sums)[kHeads]) {
-    float* combined = work.combined + t;
-    VF total = hn::Zero(kF);
-    if (work.weigh) {
-        VF weights[kHeads];
-        for (uint32_t g = 0; g < kHeads; ++g) weights[g] = exp2_linear(scores[g][v]);
+HWY_INLINE void weigh(const VF (&scores)[kHeads][kVectors], uint32_t t, const SpanWork& work,
+                      VF (&head_sums)[kHeads], VF (&weights)[kVectors]) {
+    for (uint32_t v = 0; v < kVectors; ++v) {
+        VF of_heads[kHeads];
+        for (uint32_t g = 0; g < kHeads; ++g) of_heads[g] = exp2_linear(scores[g][v]);
         if (HWY_UNLIKELY(!work.all_visible)) {
-            const hn::Mask<DF> visible = mask_at(work.mask->visible, t);
-            for (VF& weight : weights) weight = hn::IfThenElseZero(visible, weight);
+            const hn::Mask<DF> visible = mask_at(work.mask->visible, t + v * kLanes);
+            for (VF& weight : of_heads) weight = hn::IfThenElseZero(visible, weight);
         }
-        for (uint32_t g = 0; g < kHeads; ++g) head_sums[g] = hn::Add(head_sums[g], weights[g]);
-        total = weights[0];
-        for (uint32_t g = 1; g < kHeads; ++g) total = hn::Add(total, weights[g]);
+        for (uint32_t g = 0; g < kHeads; ++g) head_sums[g] = hn::Add(head_sums[g], of_heads[g]);
+        weights[v] = of_heads[0];
+        for (uint32_t g = 1; g < kHeads; ++g) weights[v] = hn::Add(weights[v], of_heads[g]);
     }
+}
+
+// Combines the scores of kVectors vectors of slots.
+template <uint32_t kHeads, uint32_t kVectors>
+HWY_INLINE void combine(const VF (&scores)[kHeads][kVectors], uint32_t t, SpanWork& work,
+                        VF (&head_sums)[kHeads]) {
+    float* combined = work.combined + t;
     if (work.combine == Combine::sum) {
-        if (!work.first) total = hn::Add(total, hn::Load(kF, combined));
-        hn::Store(total, kF, combined);
+        VF weights[kVectors];
+        weigh(scores, t, work, head_sums, weights);
+        for (uint32_t v = 0; v < kVectors; ++v) {
+            hn::Store(hn::Add(weights[v], hn::Load(kF, combined + v * kLanes)), kF,
+                      combined + v * kLanes);
+        }
         return;
     }
-    VF best = scores[0][v];
-    for (uint32_t g = 1; g < kHeads; ++g) best = hn::Max(best, scores[g][v]);
-    if (!work.first) best = hn::Max(best, hn::Load(kF, combined));
-    hn::Store(best, kF, combined);
+    if (work.weigh) {
+        VF weights[kVectors];
+        weigh(scores, t, work, head_sums, weights);
+    }
+    for (uint32_t v = 0; v < kVectors; ++v) {
+        VF best = hn::Load(kF, combined + v * kLanes);
+        for (uint32_t g = 0; g < kHeads; ++g) best = hn::Max(best, scores[g][v]);
+        hn::Store(best, kF, combined + v * kLanes);
+    }
 }
 
 // What is scored, and what is needed soon.
@@ -367,9 +424,7 @@ void score_tile(const HeadSpan& head, const float* lse_guess, Tile& tile, SpanWo
             codes.dwords = dwords + label_dword_index(*head.format, 0, t);
             score_codes(codes, tile, scores);
         }
-        for (uint32_t v = 0; v < kVectors; ++v) {
-            combine(scores, v, t + v * kLanes, work, head_sums);
-        }
+        combine(scores, t, work, head_sums);
     }
     for (uint32_t g = 0; g < kHeads; ++g) hn::StoreU(head_sums[g], kF, sums + g * kLanes);
 }
@@ -399,7 +454,6 @@ void score_kv_head(const LabelScanInput& in, uint32_t span, uint32_t kv_head, Ti
         tile.queries = in.queries + q_head;
         kScoreTiles[head.is_f16 ? 1 : 0][heads - 1](head, in.lse_guess + q_head, tile, work,
                                                     sums + q_head * kLanes);
-        work.first = false;
         head.prefetch = false;
         g += heads;
     }
@@ -440,14 +494,15 @@ void label_scan_here(const LabelScanInput& in, LabelScanOutput& out) {
     Tile tile;
     SpanWork work;
     work.combine = in.combine;
-    work.weigh = in.combine == Combine::sum || out.head_sums != nullptr;
+    work.weigh = out.head_sums != nullptr;
     for (uint32_t span = in.span_begin; span < in.span_end; ++span) {
         work.mask = &in.masks[span];
         if (work.mask->none_visible()) {
             std::fill_n(out.scores + span * kSpanSlots, kSpanSlots, -kInfinity);
         } else {
             work.all_visible = all_set(work.mask->visible);
-            work.first = true;
+            std::fill_n(work.combined, kSpanSlots,
+                        in.combine == Combine::sum ? 0.0F : -kInfinity);
             for (uint32_t kv_head = 0; kv_head < in.kv_head_count; ++kv_head) {
                 score_kv_head(in, span, kv_head, tile, work, sums);
             }

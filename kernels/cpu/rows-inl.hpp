@@ -35,6 +35,33 @@ HWY_INLINE F32Vec load_row(const std::byte* row, size_t i) {
     }
 }
 
+#if HWY_TARGET != HWY_SCALAR
+// Sums of the lanes of four vectors, one per lane of each 128-bit block: lane j of block b holds
+// what block b contributes to the sum of vector j.
+HWY_INLINE F32Vec add_lanes_in_blocks(F32Vec a, F32Vec b, F32Vec c, F32Vec e) {
+    const F32Tag d;
+    const hn::Repartition<double, F32Tag> d64;
+    const F32Vec ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+    const F32Vec ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
+    const auto ab64 = hn::BitCast(d64, ab);
+    const auto ce64 = hn::BitCast(d64, ce);
+    return hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, ab64, ce64)),
+                   hn::BitCast(d, hn::InterleaveUpper(d64, ab64, ce64)));
+}
+
+// Adds up the 128-bit blocks of a vector.
+template <class V>
+HWY_INLINE auto add_blocks(V v) {
+    const hn::DFromV<V> d;
+    if constexpr (hn::MaxLanes(d) <= 4) {
+        return v;
+    } else {
+        const hn::Half<decltype(d)> half;
+        return add_blocks(hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+    }
+}
+#endif
+
 // 2^r for r in [-0.5, 0.5]: degree 5 minimax polynomial with the constant term held at 1 (9e-8
 // before rounding), so that 2^0 is exactly 1.
 HWY_INLINE F32Vec exp2_fraction(F32Vec r) {

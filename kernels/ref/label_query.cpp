@@ -29,9 +29,7 @@ void label_query(const LabelQueryInput& in, LabelQuery& out) {
     for (size_t c = 0; c < format.channels.size(); ++c) {
         out.q[c] = in.q[format.channels[c].channel] * in.scale * kLog2E;
     }
-    const size_t parameter_count = label_parameter_count(format);
-    out.q_ops.assign(parameter_count, 0.0F);
-    out.weight.assign(parameter_count, 0.0F);
+    out.weight.assign(label_parameter_count(format), 0.0F);
     float weight_max[2] = {0, 0};
     for_each_code(format, [&](const LabelOp& op, size_t c, size_t) {
         float& largest = weight_max[op.bits == 8 ? 1 : 0];
@@ -39,12 +37,12 @@ void label_query(const LabelQueryInput& in, LabelQuery& out) {
                                         static_cast<float>(op.factor));
     });
     // 2 x 255 x 64 just fits the 16-bit sums of instruction sets without VNNI.
-    out.step[0] = weight_max[0] / 127.0F;
-    out.step[1] = weight_max[1] / 64.0F;
+    // Where no code matters any small step will do, but for q x centre it must not be 0.
+    out.step[0] = weight_max[0] > 0.0F ? weight_max[0] / 127.0F : 0x1.0p-20F;
+    out.step[1] = weight_max[1] > 0.0F ? weight_max[1] / 64.0F : 0x1.0p-20F;
     for_each_code(format, [&](const LabelOp& op, size_t c, size_t at) {
         const float step = out.step[op.bits == 8 ? 1 : 0] * static_cast<float>(op.factor);
-        out.q_ops[at] = out.q[c];
-        out.weight[at] = step > 0.0F ? out.q[c] / step : 0.0F;
+        out.weight[at] = out.q[c] / step;
     });
 }
 
