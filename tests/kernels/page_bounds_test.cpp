@@ -196,16 +196,26 @@ void expect_consistent(const TestPages& pages, const PageCase& c, float threshol
     ASSERT_TRUE(scan.intact());
 }
 
+float median_score(const TestPages& pages, PageScan& scan) {
+    std::vector<float> scores(scan.scores.data(), scan.scores.data() + pages.page_count());
+    std::erase(scores, -kInfinity);
+    if (scores.empty()) return 0.0F;
+    std::nth_element(scores.begin(), scores.begin() + long(scores.size() / 2), scores.end());
+    return scores[scores.size() / 2];
+}
+
 void expect_scan_agrees(const PageCase& c, const Backend& backend, Combine combine) {
     SCOPED_TRACE(std::string(c.note) + (combine == Combine::sum ? ", sum" : ", max"));
     TestPages pages(c, ref_backend());
     PageScan scan(pages);
     PageScan expected(pages);
-    const float threshold = combine == Combine::sum ? 8.0F : 3.0F;
-    const PageScanInput in = pages.scan_input(combine, threshold);
+    PageScanInput in = pages.scan_input(combine, 0.0F);
+    backend.page_scan(in, scan.out);
+    // Half of the pages become candidates, the one at the threshold itself among them.
+    in.candidate_threshold = median_score(pages, scan);
     backend.page_scan(in, scan.out);
     ref_backend().page_scan(in, expected.out);
-    expect_consistent(pages, c, threshold, scan);
+    expect_consistent(pages, c, in.candidate_threshold, scan);
     for (uint32_t page = 0; page < pages.page_count(); ++page) {
         const float score = expected.scores[page];
         if (score == -kInfinity) continue;
