@@ -57,6 +57,7 @@ shoal_test(runtime BUDGET 2 LONG_BUDGET 3 LINK shoal_core)
 set(test_data
     "SHOAL_TEST_MODEL=\"${SHOAL_TEST_DATA_DIR}/SmolLM2-135M-Instruct.Q4_1.gguf\""
     "SHOAL_TEST_TEXT_DIR=\"${SHOAL_TEST_DATA_DIR}/austen\""
+    "SHOAL_TEST_PROFILE=\"${PROJECT_SOURCE_DIR}/examples/smollm2-135m.profile\""
     "SHOAL_TEST_LLAMA_BIN_DIR=\"${llama_build_dir}/bin\"")
 if(SHOAL_HAVE_PLUGIN)
     shoal_test(engines BUDGET 3 LONG_BUDGET 4 LINK shoal llama_cpp::host fmt::fmt

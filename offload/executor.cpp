@@ -306,16 +306,19 @@ private:
 OwnExecutor::OwnExecutor(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 OwnExecutor::~OwnExecutor() = default;
 
-Result<std::unique_ptr<OwnExecutor>> OwnExecutor::create(const ExecutorOptions& options) {
+Result<uint32_t> OwnExecutor::planned_thread_count(const ExecutorOptions& options) {
     if (options.threads > kThreadsMax) {
         return Status::error(StatusCode::invalid_argument,
                              fmt::format("host.threads = {}: must be {} or less (0: every core)",
                                          options.threads, kThreadsMax));
     }
-    const Topology topology = read_topology();
-    const uint32_t threads =
-        options.threads != 0 ? options.threads : default_thread_count(topology);
-    auto impl = std::make_unique<Impl>(options, threads, topology);
+    return options.threads != 0 ? options.threads : default_thread_count(read_topology());
+}
+
+Result<std::unique_ptr<OwnExecutor>> OwnExecutor::create(const ExecutorOptions& options) {
+    const Result<uint32_t> threads = planned_thread_count(options);
+    if (!threads) return threads.status();
+    auto impl = std::make_unique<Impl>(options, *threads, read_topology());
     return std::unique_ptr<OwnExecutor>(new OwnExecutor(std::move(impl)));
 }
 

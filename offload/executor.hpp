@@ -48,6 +48,8 @@ struct ExecutorOptions {
 // and takes part. Calls of run() come from one thread at a time and do not nest.
 class OwnExecutor {
 public:
+    // Threads that create() would have, without making any.
+    static Result<uint32_t> planned_thread_count(const ExecutorOptions& options);
     // Workers start at the first run() that needs them. Fails with `invalid_argument` when
     // options.threads is above 1,024.
     static Result<std::unique_ptr<OwnExecutor>> create(const ExecutorOptions& options);

@@ -41,7 +41,8 @@ Result<uint64_t> config_parse_bytes(std::string_view text) {
     while (!unit.empty() && unit.front() == ' ') unit.remove_prefix(1);
     if (unit.empty()) return number == 0 ? Result<uint64_t>(uint64_t{0}) : refuse(kForm);
     if (unit == "%") {
-        if (number > 100) return refuse("must be at most 100%");
+        // 0 bytes would mean "no limit", the opposite of what 0% says.
+        if (number == 0 || number > 100) return refuse("must be above 0% and at most 100%");
         const auto available =
             static_cast<double>(offload::read_memory_limits().available_bytes);
         return static_cast<uint64_t>(available * number / 100.0);

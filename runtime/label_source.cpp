@@ -20,7 +20,10 @@ Status LabelSource::load() {
         return Status::ok();
     }
     Result<calib::Profile> profile = calib::read_profile(path_);
-    if (!profile) return profile.status();
+    if (!profile) {
+        return Status::error(profile.status().code(),
+                             fmt::format("profile.path: {}", profile.status().message()));
+    }
     const Status fits = calib::check_profile(*profile, shape_, fingerprint_);
     if (!fits) {
         return Status::error(fits.code(), fmt::format("profile.path = \"{}\": {}", path_,

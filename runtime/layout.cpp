@@ -38,6 +38,16 @@ uint64_t partial_bytes(const SessionState& state) {
            sizeof(float);
 }
 
+uint64_t view_bytes(const Limits& limits) {
+    return limits.queries_max * QueryView::bytes(limits.slot_count_max);
+}
+
+uint64_t seen_bytes(const Limits& limits) {
+    const uint64_t spans =
+        (uint64_t{limits.slot_count_max} + kernels::kSpanSlots - 1) / kernels::kSpanSlots;
+    return spans * sizeof(kernels::SpanMask);
+}
+
 }  // namespace
 
 uint32_t SessionState::list_rows(const Config& config, const Group& group,
@@ -82,7 +92,8 @@ Status lay_out(offload::Arena& arena, SessionState& state) {
                    work.selector));
     SHOAL_TRY(take(arena, MemoryTag::workspace, prefill_bytes(state), work.prefill));
     SHOAL_TRY(take(arena, MemoryTag::workspace, partial_bytes(state), work.partials));
-
+    SHOAL_TRY(take(arena, MemoryTag::index, view_bytes(limits), work.views));
+    SHOAL_TRY(take(arena, MemoryTag::index, seen_bytes(limits), work.seen));
     return lay_out_lists(arena, state);
 }
 

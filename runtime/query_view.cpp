@@ -14,7 +14,7 @@ using kernels::SpanMask;
 
 namespace {
 
-constexpr uint32_t kSafetySlotsMax = 8192;
+uint64_t span_count_of(uint32_t slots) { return (uint64_t{slots} + kSpanSlots - 1) / kSpanSlots; }
 
 // Bits [begin, end) of a 64-bit word; end <= 64.
 uint64_t bit_range(uint32_t begin, uint32_t end) {
@@ -46,14 +46,14 @@ void merge_into_front(std::span<const uint32_t> front, std::span<const uint32_t>
 }
 
 uint64_t QueryView::bytes(uint32_t slot_count_max) {
-    const uint64_t spans = (slot_count_max + kSpanSlots - 1) / kSpanSlots;
-    return spans * sizeof(SpanMask) + uint64_t{slot_count_max} * sizeof(uint32_t) +
-           kSafetySlotsMax * sizeof(uint32_t);
+    const uint64_t spans = span_count_of(slot_count_max);
+    return spans * (sizeof(SpanMask) + kSpanSlots * sizeof(uint32_t));
 }
 
-// The list of visible slots grows when a query first has holes: single runs never need it.
-void QueryView::reserve(uint32_t slot_count_max) {
-    masks_.reserve((slot_count_max + kSpanSlots - 1) / kSpanSlots);
+void QueryView::use(std::byte* memory, uint32_t slot_count_max) {
+    masks_ = reinterpret_cast<SpanMask*>(memory);
+    visible_slots_ = reinterpret_cast<uint32_t*>(
+        memory + span_count_of(slot_count_max) * sizeof(SpanMask));
     ranges_.reserve(64);
     safety_.reserve(1024);
 }
@@ -77,22 +77,24 @@ std::string QueryView::prepare(std::span<const SlotRange> ranges, const SlotOrde
         visible_count_ += range.end - range.begin;
     }
     ranges_.assign(ranges.begin(), ranges.end());
-    visible_slots_.clear();
+    visible_listed_ = false;
     safety_.clear();
-    masks_.assign((last_end + kSpanSlots - 1) / kSpanSlots, SpanMask{});
-    for (const SlotRange& range : ranges_) mark_visible(masks_, range);
+    mask_count_ = static_cast<uint32_t>(span_count_of(last_end));
+    const std::span<SpanMask> masks(masks_, mask_count_);
+    std::fill(masks.begin(), masks.end(), SpanMask{});
+    for (const SlotRange& range : ranges_) mark_visible(masks, range);
 
-    order.first(safety.sinks, masks_, safety_);
-    order.last(safety.window, masks_, safety_);
+    order.first(safety.sinks, masks, safety_);
+    order.last(safety.window, masks, safety_);
     std::sort(safety_.begin(), safety_.end());
     safety_.erase(std::unique(safety_.begin(), safety_.end()), safety_.end());
 
-    for (SpanMask& mask : masks_) {
+    for (SpanMask& mask : masks) {
         mask.selectable[0] = mask.visible[0];
         mask.selectable[1] = mask.visible[1];
     }
     for (const uint32_t slot : safety_) {
-        masks_[slot / kSpanSlots].selectable[slot % kSpanSlots / 64] &=
+        masks[slot / kSpanSlots].selectable[slot % kSpanSlots / 64] &=
             ~(uint64_t{1} << (slot % 64));
     }
     return "";
@@ -101,15 +103,15 @@ std::string QueryView::prepare(std::span<const SlotRange> ranges, const SlotOrde
 kernels::SlotList QueryView::visible() const {
     if (ranges_.empty()) return {};
     if (ranges_.size() == 1) return {nullptr, ranges_[0].begin, visible_count_};
-    if (visible_slots_.empty()) {
-        visible_slots_.resize(visible_count_);
-        auto out = visible_slots_.begin();
+    if (!visible_listed_) {
+        uint32_t* out = visible_slots_;
         for (const SlotRange& range : ranges_) {
             std::iota(out, out + (range.end - range.begin), range.begin);
             out += range.end - range.begin;
         }
+        visible_listed_ = true;
     }
-    return {visible_slots_.data(), 0, visible_count_};
+    return {visible_slots_, 0, visible_count_};
 }
 
 }  // namespace shoal

@@ -13,9 +13,10 @@ namespace shoal {
 
 class QueryView {
 public:
-    // Memory that one view of a store with this many slots takes at most.
+    // Working memory of one view of a store with this many slots; a multiple of 64.
     static uint64_t bytes(uint32_t slot_count_max);
-    void reserve(uint32_t slot_count_max);
+    // Where that memory lies, 64 B aligned; it must outlive the view. Before prepare().
+    void use(std::byte* memory, uint32_t slot_count_max);
 
     // Checks the ranges (ascending, disjoint, inside the store, written) and derives the rest.
     // Returns a sentence that names the field and value, or "".
@@ -29,13 +30,15 @@ public:
     // Sinks and recent window, ascending: always attended, never subject to a selector.
     std::span<const uint32_t> safety() const { return safety_; }
     // One per span up to the last visible slot.
-    std::span<const kernels::SpanMask> masks() const { return masks_; }
+    std::span<const kernels::SpanMask> masks() const { return {masks_, mask_count_}; }
 
 private:
     std::vector<SlotRange> ranges_;
-    std::vector<kernels::SpanMask> masks_;
     std::vector<uint32_t> safety_;
-    mutable std::vector<uint32_t> visible_slots_;  // made when asked for; empty for a single run
+    kernels::SpanMask* masks_ = nullptr;
+    uint32_t mask_count_ = 0;
+    uint32_t* visible_slots_ = nullptr;     // written when asked for; a single run needs none
+    mutable bool visible_listed_ = false;
     uint32_t visible_count_ = 0;
 };
 

@@ -23,6 +23,7 @@ namespace shoal {
 // What earlier selections of a (store, group) left behind for the next one.
 struct SelectHistory {
     std::vector<float> lse;          // [q_head_count] log2 of the sum of 2^score, last step
+    std::vector<uint32_t> spans;     // those that most of the last selection lay in, ascending
     float threshold = -1.0F / 0.0F;  // score of the worst slot chosen last
     bool known = false;
     void forget() { known = false; }

@@ -32,31 +32,69 @@ Status check_options(const SessionOptions& options) {
     return Status::ok();
 }
 
-// Fills everything that does not need memory of its own.
+offload::ExecutorOptions own_executor_options(const Config& config) {
+    offload::ExecutorOptions options;
+    options.threads = config.host.threads;
+    options.pin = config.host.pin;
+    return options;
+}
+
+// The default list may name layers that a small model lacks; a list of the user's own may not.
+Status check_dense_layers(const Config& config, const ModelShape& shape) {
+    if (config.budget.dense_layers == Config::Budget{}.dense_layers) return Status::ok();
+    for (const uint32_t layer : config.budget.dense_layers) {
+        if (layer < shape.layers.size()) continue;
+        return invalid(fmt::format("budget.dense_layers: {}: must be below {}, the layers of this "
+                                   "model", layer, shape.layers.size()));
+    }
+    return Status::ok();
+}
+
+Status check_label_heads(const Config& config, const Groups& groups) {
+    if (config.selector.kind != SelectorKind::labels) return Status::ok();
+    for (const Group& group : groups.all()) {
+        if (group.q_head_count() <= kernels::kLabelQueryHeadsMax) continue;
+        return Status::error(
+            StatusCode::unsupported,
+            fmt::format("layer {}: {} query heads share a selection: selector.kind = \"labels\" "
+                        "serves {}; set sharing.kind = \"head\"",
+                        group.layer, group.q_head_count(), kernels::kLabelQueryHeadsMax));
+    }
+    return Status::ok();
+}
+
+// Fills everything that does not need memory of its own; no threads start.
 Status prepare(const Config& config, const ModelShape& shape, const SessionOptions& options,
                SessionState& state) {
     SHOAL_TRY(config_check(config));
     SHOAL_TRY(check_options(options));
     const std::string shape_error = model_shape_error(shape);
     if (!shape_error.empty()) return Status::error(StatusCode::unsupported, shape_error);
+    SHOAL_TRY(check_dense_layers(config, shape));
     state.config = config;
     state.shape = shape;
     state.options = options;
     state.backend = &kernels::cpu_backend();
     state.groups = Groups(shape, config);
-    if (options.executor.run != nullptr) {
-        state.executor = options.executor;
-    } else {
-        offload::ExecutorOptions own;
-        own.threads = config.host.threads;
-        own.pin = config.host.pin;
-        Result<std::unique_ptr<offload::OwnExecutor>> made = offload::OwnExecutor::create(own);
-        if (!made) return made.status();
-        state.own_executor = std::move(*made);
-        state.executor = state.own_executor->executor();
-    }
-    state.limits = limits_of(config, options, state.groups,
-                             offload::thread_count_of(state.executor));
+    SHOAL_TRY(check_label_heads(config, state.groups));
+    state.executor = options.executor;
+    const Result<uint32_t> threads =
+        options.executor.run != nullptr
+            ? offload::thread_count_of(options.executor)
+            : offload::OwnExecutor::planned_thread_count(own_executor_options(config));
+    if (!threads) return threads.status();
+    state.limits = limits_of(config, options, state.groups, *threads);
+    state.label_source = std::make_unique<LabelSource>(config, shape, options.model_fingerprint);
+    return state.label_source->load();
+}
+
+Status start_executor(SessionState& state) {
+    if (state.executor.run != nullptr) return Status::ok();
+    Result<std::unique_ptr<offload::OwnExecutor>> made =
+        offload::OwnExecutor::create(own_executor_options(state.config));
+    if (!made) return made.status();
+    state.own_executor = std::move(*made);
+    state.executor = state.own_executor->executor();
     return Status::ok();
 }
 
@@ -183,9 +221,7 @@ Result<std::unique_ptr<Session>> Session::create(const Config& config, const Mod
     SHOAL_TRY(prepare(config, shape, options, state));
     SHOAL_TRY(make_plan(state, plan));
     SHOAL_TRY(check_fits(state, plan));
-    state.label_source = std::make_unique<LabelSource>(config, shape, options.model_fingerprint);
-    SHOAL_TRY(state.label_source->load());
-
+    SHOAL_TRY(start_executor(state));
     state.budget = std::make_unique<offload::Budget>("host.kv_bytes", plan.available_bytes);
     state.arena.reset(new offload::Arena(offload::Arena::real(
         *state.budget,
@@ -319,6 +355,8 @@ Status Session::reconfigure(const Config& config) {
     SessionState& state = impl_->state;
     if (impl_->step->is_open()) return invalid("reconfigure: a step is open: call end_step first");
     SHOAL_TRY(check_reconfigure(state, config));
+    SHOAL_TRY(check_dense_layers(config, state.shape));
+    SHOAL_TRY(check_label_heads(config, state.groups));
     state.config = config;
     state.groups.set_dense_layers(config);
     SHOAL_TRY(lay_out_lists(*state.arena, state));

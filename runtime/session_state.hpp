@@ -22,6 +22,8 @@ struct Workspace {
     offload::Region prefill;   // kernels::prefill_workspace_bytes()
     offload::Region partials;  // partial states of the largest attend
     offload::Region lists;     // attended lists of every group and query
+    offload::Region views;     // what each query of a store may see: QueryView::bytes() each
+    offload::Region seen;      // what any of them sees: a SpanMask per span
 };
 
 // Sizes that follow from configuration and model; computed by one function for plan and create.

@@ -54,8 +54,18 @@ Step::Step(SessionState& state)
       lse_(state.shape.q_head_count) {
     while (s_.shape.layers[first_kv_layer_].kind == LayerKind::none) ++first_kv_layer_;
     sample_layer_ = first_kv_layer_;
-    for (QueryView& view : views_) view.reserve(s_.limits.slot_count_max);
+    std::byte* memory = s_.workspace.views.data();
+    for (QueryView& view : views_) {
+        view.use(memory, s_.limits.slot_count_max);
+        memory += QueryView::bytes(s_.limits.slot_count_max);
+    }
+    stores_.reserve(s_.options.store_count_max);
+    token_offsets_.reserve(s_.options.store_count_max + 1);
     slots_.reserve(s_.options.queries_per_step_max);
+    jobs_.reserve(size_t{s_.limits.queries_max} * s_.groups.count());
+    sample_.lse_list.resize(s_.limits.q_head_count_max);
+    sample_.lse_all.resize(s_.limits.q_head_count_max);
+    sample_.out.resize(size_t{s_.limits.q_head_count_max} * s_.limits.v_head_dim_max);
 }
 
 Status Step::check_step(const StepInput& input) const {

@@ -92,10 +92,16 @@ private:
     uint64_t views_version_ = 0;
     uint32_t views_store_ = UINT32_MAX;
     std::vector<QueryView> views_;
-    std::vector<kernels::SpanMask> seen_;  // union of what the store's queries see
+    std::span<kernels::SpanMask> seen_;  // union of what the store's queries see
     std::vector<Job> jobs_;
     std::vector<kernels::SlotList> last_lists_;  // [group, queries_max]
     std::vector<float> lse_;                     // [q_head_count] of the last merge
+    std::vector<float> exact_lse_;  // [query_count, q_head_count of a group], if asked for
+    struct {                        // of the recall sample
+        std::vector<float> lse_list;  // [q_head_count]
+        std::vector<float> lse_all;   // [q_head_count]
+        std::vector<float> out;       // [q_head_count, v_head_dim]
+    } sample_;
 };
 
 }  // namespace shoal

@@ -78,7 +78,9 @@ Status Step::prepare_views(uint32_t store_index, const Visibility& visibility) {
     const uint32_t end = visibility.query_offsets[store_index + 1];
     const bool sparse = end - begin <= s_.config.budget.sparse_queries_max;
     views_version_ = 0;
-    seen_.assign((store.order().slot_end() + kernels::kSpanSlots - 1) / kernels::kSpanSlots, {});
+    seen_ = {s_.workspace.seen.as<kernels::SpanMask>(),
+             (store.order().slot_end() + kernels::kSpanSlots - 1) / kernels::kSpanSlots};
+    std::fill(seen_.begin(), seen_.end(), kernels::SpanMask{});
     for (uint32_t query = begin; query < end; ++query) {
         SHOAL_TRY(
             prepare_query(store, visibility, query, sparse ? &views_[query - begin] : nullptr));
@@ -225,21 +227,19 @@ void Step::sample_recall(const Store& store, const AttendCall& call, const Job& 
     if (job.slots.count >= view.visible_count()) return;
 
     const uint32_t heads = job.group->q_head_count();
-    std::vector<float> lse_list(heads);
-    std::vector<float> lse_all(heads);
-    std::vector<float> out(size_t{heads} * job.group->piece.v_head_dim);
     Job sample = job;
     sample.part_first = 0;
     sample.partials = s_.workspace.partials.as<float>();
     for (const auto& [slots, lse] :
-         {std::pair{job.slots, lse_list.data()}, std::pair{view.visible(), lse_all.data()}}) {
+         {std::pair{job.slots, sample_.lse_list.data()},
+          std::pair{view.visible(), sample_.lse_all.data()}}) {
         sample.slots = slots;
         run_parts(store, call, {&sample, 1});
-        merge_job(sample, out.data(), job.group->piece.v_head_dim, lse);
+        merge_job(sample, sample_.out.data(), job.group->piece.v_head_dim, lse);
     }
     double recall = 0;
     for (uint32_t h = 0; h < heads; ++h) {
-        recall += std::exp(double{lse_list[h]} - double{lse_all[h]}) / heads;
+        recall += std::exp(double{sample_.lse_list[h]} - double{sample_.lse_all[h]}) / heads;
     }
     s_.recall_sum[call.layer] += recall;
     s_.recall_count[call.layer]++;
@@ -268,7 +268,8 @@ Status Step::attend_exact(uint32_t store_index, const AttendCall& call) {
         out.out = out_row(*call.out, begin, group.q_head_first());
         out.out_stride = call.out->n_stride_bytes / sizeof(float);
         out.out_head_stride = call.out->head_stride_bytes / sizeof(float);
-        std::vector<float> lse(call.lse == nullptr ? 0 : in.query_count * group.q_head_count());
+        std::vector<float>& lse = exact_lse_;
+        lse.resize(call.lse == nullptr ? 0 : in.query_count * group.q_head_count());
         if (call.lse != nullptr) out.lse = lse.data();
         s_.backend->prefill(in, out, s_.workspace.prefill.data(), s_.executor);
         for (size_t i = 0; i < lse.size(); ++i) {

@@ -52,6 +52,7 @@ struct DepthResult {
     uint64_t stock_bytes = 0;
     uint64_t shoal_bytes = 0;
     uint64_t plan_bytes = 0;
+    uint64_t resident_bytes = 0;  // of the process, with the contexts and weights of both
 };
 
 struct PrefillResult {
@@ -158,6 +159,7 @@ private:
         }
         state_ = {};
         SHOAL_TRY(decode_in_turns(depth, result));
+        result.resident_bytes = resident_bytes();
         depths_.push_back(std::move(result));
         shoal_.engine->drop_context();
         if (with_stock()) stock_.engine->drop_context();
@@ -264,9 +266,9 @@ nlohmann::ordered_json bench_json(const Bench& bench, const Prepared& prepared) 
                                   {"shoal", cost_json(r.shoal)},
                                   {"stock_context_bytes", r.stock_bytes},
                                   {"shoal_context_bytes", r.shoal_bytes},
-                                  {"plan_bytes", r.plan_bytes}});
+                                  {"plan_bytes", r.plan_bytes},
+                                  {"resident_bytes", r.resident_bytes}});
     }
-    json["resident_bytes"] = resident_bytes();
     return json;
 }
 
@@ -289,6 +291,7 @@ int bench_command(const BenchFlags& flags) {
     if (!text) return report_error(text.status());
     const Result<Prepared> prepared = prepare(flags.common);
     if (!prepared) return report_error(prepared.status());
+    SHOAL_TOOL_TRY(check_config(*prepared));
     Bench bench(flags, *prepared);
     const Status status = bench.run(*text, *depths, prefills);
     if (!status.is_ok() && !is_interrupted_status(status)) return report_error(status);

@@ -1,6 +1,10 @@
 // shoal calibrate: channel statistics of a model, from a text, into a profile.
+#include <unistd.h>
+
+#include <cerrno>
 #include <filesystem>
 #include <memory>
+#include <system_error>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -31,6 +35,22 @@ std::string source_name(const CalibrateFlags& flags) {
                        grouped(static_cast<uint64_t>(flags.tokens)));
 }
 
+// Minutes of work should not end at a folder that is not there.
+Status check_output(const std::string& path) {
+    const auto refuse = [&](StatusCode code, const std::string& why) {
+        return Status::error(code, fmt::format("-o {}: {}", path, why));
+    };
+    std::error_code error;
+    if (path.empty()) return refuse(StatusCode::invalid_argument, "must name a file");
+    if (std::filesystem::is_directory(path, error)) {
+        return refuse(StatusCode::invalid_argument, "is a folder");
+    }
+    const std::filesystem::path parent = std::filesystem::path(path).parent_path();
+    const std::string folder = parent.empty() ? "." : parent.string();
+    if (access(folder.c_str(), W_OK | X_OK) == 0) return Status::ok();
+    return refuse(StatusCode::not_found, std::generic_category().message(errno));
+}
+
 Result<PrefillTiming> calibrate(const CalibrateFlags& flags, const EngineOptions& options,
                                 const std::string& text) {
     Result<std::unique_ptr<Engine>> loaded = Engine::load(EngineKind::shoal, options);
@@ -53,14 +73,17 @@ Result<PrefillTiming> calibrate(const CalibrateFlags& flags, const EngineOptions
 int calibrate_command(const CalibrateFlags& flags) {
     const Result<uint32_t> count = checked_number("--tokens", flags.tokens, 256, 1 << 20);
     if (!count) return report_error(count.status());
+    SHOAL_TOOL_TRY(check_output(flags.output));
     const Result<std::string> text = read_text_file("-f", flags.file);
     if (!text) return report_error(text.status());
     Result<Prepared> prepared = prepare(flags.common);
     if (!prepared) return report_error(prepared.status());
-    Config& config = prepared->engine.config;
+    Config& config = prepared->config.config;
     config.profile.path.clear();      // learn afresh, from as many tokens as were asked for
     config.profile.tokens = *count;
     config.selector.kind = SelectorKind::labels;
+    prepared->engine.config = config;
+    SHOAL_TOOL_TRY(check_config(*prepared));
     const Result<PrefillTiming> timing = calibrate(flags, prepared->engine, *text);
     if (!timing) return report_error(timing.status());
     nlohmann::ordered_json json = report_header("calibrate", *prepared);

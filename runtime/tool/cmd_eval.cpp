@@ -165,6 +165,7 @@ int eval_command(const EvalFlags& flags) {
     }
     const Result<Prepared> prepared = prepare(common);
     if (!prepared) return report_error(prepared.status());
+    SHOAL_TOOL_TRY(check_config(*prepared));
     const auto policies = make_policies(flags, prepared->config.config);
     if (!policies) return report_error(policies.status());
     const auto reference = named_policy(flags, flags.reference, prepared->config.config);

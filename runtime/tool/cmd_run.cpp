@@ -17,6 +17,7 @@
 #include "runtime/tool/sampling.hpp"
 #include "runtime/tool/table.hpp"
 #include "runtime/tool/terminal.hpp"
+#include "runtime/tool/utf8.hpp"
 
 namespace shoal::tool {
 namespace {
@@ -39,6 +40,7 @@ struct Outcome {
     PrefillTiming prefill;
     Generation generation;
     uint64_t context_bytes = 0;
+    uint64_t resident_bytes = 0;  // of the process, weights included, at its end
     std::string stats_json;  // after the continuation
     Stats stats;
     bool compared = false;
@@ -46,6 +48,10 @@ struct Outcome {
 };
 
 Result<std::string> prompt_text(const RunFlags& flags) {
+    const size_t bad = first_invalid_utf8(flags.prompt);
+    if (bad != flags.prompt.size()) {
+        return input_error(fmt::format("-p: byte {}: must be UTF-8 text", bad));
+    }
     std::string text;
     if (!flags.file.empty()) {
         Result<std::string> file = read_text_file("-f", flags.file);
@@ -129,6 +135,7 @@ Status generate_all(const RunFlags& flags, const Prepared& prepared, const std::
                               {.tokens_max = limit, .ignore_eos = flags.ignore_eos,
                                .stream = !flags.common.json});
     out.context_bytes = resident_anonymous_bytes() - before;
+    out.resident_bytes = resident_bytes();
     out.stats = engine.plugin().stats();
     out.stats_json = engine.plugin().stats_json();
     if (!flags.common.json) fmt::print("\n");
@@ -162,7 +169,7 @@ std::string summary_text(const Prepared& prepared, const Outcome& out) {
     }
     table.add({"memory", fmt::format("KV {}", bytes_text(stats.host_kv_bytes)),
                fmt::format("labels {}, process {}", bytes_text(stats.label_bytes),
-                           bytes_text(resident_bytes()))});
+                           bytes_text(out.resident_bytes))});
     if (stats.recall_samples > 0) {
         table.add({"attention mass found", fmt::format("{:.3f}", stats.mass_recall_mean()),
                    fmt::format("{} samples", stats.recall_samples)});
@@ -188,7 +195,7 @@ nlohmann::ordered_json run_json(const Prepared& prepared, const Outcome& out) {
                        {"tokens_per_second", out.prefill.tokens_per_second()}};
     json["decode"] = cost_json(out.generation.cost);
     json["context_bytes"] = out.context_bytes;
-    json["resident_bytes"] = resident_bytes();
+    json["resident_bytes"] = out.resident_bytes;
     json["stats"] = nlohmann::ordered_json::parse(out.stats_json, nullptr, false);
     if (out.compared) json["compare"] = comparison_json(out.comparison);
     return json;
@@ -203,6 +210,7 @@ int run_command(const RunFlags& flags) {
     if (!text) return report_error(text.status());
     const Result<Prepared> prepared = prepare(flags.common);
     if (!prepared) return report_error(prepared.status());
+    SHOAL_TOOL_TRY(check_config(*prepared));
     if (prepared->engine.context_tokens > 0) {
         const Status fits = check_fits(*prepared, prepared->engine.context_tokens);
         if (!fits.is_ok()) return report_error(fits);

@@ -126,6 +126,7 @@ std::string selfcheck_text(const CheckResult& result, bool passed) {
 int selfcheck_command(const SelfcheckFlags& flags) {
     const Result<Prepared> prepared = prepare(flags.common);
     if (!prepared) return report_error(prepared.status());
+    SHOAL_TOOL_TRY(check_config(*prepared));
     const Result<CheckResult> result = check(flags, *prepared);
     if (!result) return report_error(result.status());
     const bool passed = result->passed(prepared->engine.model.layer_count);

@@ -117,7 +117,13 @@ Result<ResolvedConfig> resolve_config(const ConfigFlags& flags) {
     Layers layers;
     const char* named = std::getenv(kFileVariable);
     const std::string file = !flags.file.empty() ? flags.file : named != nullptr ? named : "";
-    if (!file.empty()) SHOAL_TRY(layers.add_file(file));
+    if (!file.empty()) {
+        const Status added = layers.add_file(file);
+        if (!added.is_ok()) {
+            const char* from = flags.file.empty() ? kFileVariable : "--config";
+            return Status::error(added.code(), fmt::format("{}: {}", from, added.message()));
+        }
+    }
     SHOAL_TRY(add_environment(layers));
     for (const std::string& set : flags.sets) {
         const size_t equal = set.find('=');

@@ -28,8 +28,8 @@ extern "C" void on_interrupt(int signal_number) {
 }  // namespace
 
 int report_error(const Status& status) {
-    if (is_interrupted_status(status)) return kExitInterrupted;
     fmt::print(stderr, "shoal: {}\n", status.message());
+    if (is_interrupted_status(status)) return kExitInterrupted;
     switch (status.code()) {
         case StatusCode::ok: return kExitOk;
         case StatusCode::invalid_argument:

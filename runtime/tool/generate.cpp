@@ -42,6 +42,13 @@ DecodeCost shoal_cost(const ModelFile& model, const Stats& before, const Stats& 
     cost.kv_bytes = per(before.kv_bytes_read, after.kv_bytes_read, count);
     cost.label_bytes = per(before.label_bytes_read, after.label_bytes_read, count);
     cost.tokens_attended = per(before.rows_attended, after.rows_attended, count * model.lanes());
+    const double to_ms = 1e-6;
+    cost.stages = {.append = to_ms * per(before.append_ns, after.append_ns, count),
+                   .score = to_ms * per(before.score_ns, after.score_ns, count),
+                   .select = to_ms * per(before.select_ns, after.select_ns, count),
+                   .attend = to_ms * per(before.attend_ns, after.attend_ns, count)};
+    cost.rescans = per(before.rescans, after.rescans, count);
+    cost.guess_misses = per(before.guess_misses, after.guess_misses, count);
     return cost;
 }
 
@@ -114,6 +121,12 @@ nlohmann::ordered_json cost_json(const DecodeCost& cost) {
     json["kv_bytes_per_token"] = cost.kv_bytes;
     json["label_bytes_per_token"] = cost.label_bytes;
     json["tokens_attended"] = cost.tokens_attended;
+    json["append_ms_per_token"] = cost.stages.append;
+    json["score_ms_per_token"] = cost.stages.score;
+    json["select_ms_per_token"] = cost.stages.select;
+    json["attend_ms_per_token"] = cost.stages.attend;
+    json["rescans_per_token"] = cost.rescans;
+    json["guess_misses_per_token"] = cost.guess_misses;
     return json;
 }
 

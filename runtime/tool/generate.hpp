@@ -32,6 +32,15 @@ struct DecodeCost {
     double kv_bytes = 0;             // K and V read per token
     double label_bytes = 0;          // labels read per token
     double tokens_attended = 0;      // per query and KV head
+    // Where Shoal's time goes, milliseconds per token; the rest of a token is the engine's.
+    struct Stages {
+        double append = 0;
+        double score = 0;
+        double select = 0;
+        double attend = 0;
+    } stages;
+    double rescans = 0;              // label scans that were repeated, per token
+    double guess_misses = 0;         // top-k runs that read every score, per token
 };
 
 // Averages of Shoal's counters over `tokens` decoded tokens; both from before and after.

@@ -3,6 +3,7 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <system_error>
@@ -13,6 +14,7 @@
 #include "runtime/config_keys.hpp"
 #include "runtime/tool/engine_log.hpp"
 #include "runtime/tool/exit.hpp"
+#include "runtime/tool/utf8.hpp"
 
 namespace shoal::tool {
 namespace {
@@ -141,7 +143,18 @@ Result<Prepared> prepare(const CommonFlags& flags) {
     return prepared;
 }
 
+Status check_config(const Prepared& prepared) {
+    constexpr uint32_t kAnyContext = 256;
+    const Result<MemoryPlan> plan = plan_memory(prepared.config.config, prepared.engine.model,
+                                                kAnyContext, prepared.engine.micro_batch);
+    return plan ? Status::ok() : plan.status();
+}
+
 Result<std::string> read_text_file(const std::string& flag, const std::string& path) {
+    std::error_code ignored;
+    if (std::filesystem::is_directory(path, ignored)) {
+        return input_error(fmt::format("{} {}: is a folder, not a text file", flag, path));
+    }
     std::ifstream file(path, std::ios::binary | std::ios::ate);
     if (!file) {
         return Status::error(StatusCode::not_found,
@@ -157,6 +170,11 @@ Result<std::string> read_text_file(const std::string& flag, const std::string& p
     file.seekg(0);
     if (!file.read(text.data(), bytes)) {
         return input_error(fmt::format("{} {}: cannot be read", flag, path));
+    }
+    const size_t bad = first_invalid_utf8(text);
+    if (bad != text.size()) {
+        return input_error(fmt::format("{} {}: byte {} (0x{:02x}): must be UTF-8 text", flag, path,
+                                       bad, static_cast<unsigned char>(text[bad])));
     }
     return text;
 }

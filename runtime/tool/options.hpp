@@ -47,8 +47,10 @@ struct Prepared {
     ResolvedConfig config;
 };
 Result<Prepared> prepare(const CommonFlags& flags);
+// Whether a session of this model takes the configuration: its profile, its layers.
+Status check_config(const Prepared& prepared);
 
-// Text of a file, at most 256 MiB; the error names the flag.
+// Text of a file, at most 256 MiB of UTF-8; the error names the flag.
 Result<std::string> read_text_file(const std::string& flag, const std::string& path);
 
 // "512,4096" as numbers of at least `low`; the error names the flag.

@@ -134,6 +134,7 @@ INSTANTIATE_TEST_SUITE_P(
         ErrorCase{"[host]\nkv_bytes = \"8 Gigs\"", "must be a number with a unit: KiB"},
         ErrorCase{"[host]\nkv_bytes = \"-1GiB\"", "must not be negative"},
         ErrorCase{"[host]\nkv_bytes = \"101%\"", "at most 100%"},
+        ErrorCase{"[host]\nkv_bytes = \"0%\"", "above 0%"},
         ErrorCase{"[host]\nkv_bytes = \"99999999TiB\"", "more than any machine has"},
         ErrorCase{"[host]\npin = 1", "host.pin = 1: must be a truth value, true or false"},
         ErrorCase{"[host]\nthreads = 2000", "must be at most 1024"},

@@ -195,6 +195,37 @@ TEST(SessionErrors, AreSentences) {
     EXPECT_NE(shape.status().message().find("k_head_dim = 20"), std::string::npos);
 }
 
+TEST(SessionErrors, WhatAModelAndAConfigurationSayOfEachOther) {
+    SessionOptions options;
+    options.slots_per_store = 256;
+    Config config;
+    config.budget.dense_layers = {0, 3};
+    EXPECT_EQ(Session::plan(config, small_model(3), options).status().message(),
+              "budget.dense_layers: 3: must be below 3, the layers of this model");
+    // The default list is no mistake in a model of one layer.
+    EXPECT_TRUE(Session::plan(Config{}, small_model(1), options));
+    auto session = Session::create(Config{}, small_model(3), options);
+    ASSERT_TRUE(session);
+    EXPECT_FALSE((*session)->reconfigure(config));
+
+    const ModelShape wide = small_model(1, 32, 16, 32);
+    const auto refused = Session::plan(Config{}, wide, options);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.status().message(),
+              "layer 0: 512 query heads share a selection: selector.kind = \"labels\" serves 256; "
+              "set sharing.kind = \"head\"");
+    Config by_head;
+    by_head.sharing.kind = SharingKind::head;
+    EXPECT_TRUE(Session::plan(by_head, wide, options));
+
+    Config profile;
+    profile.profile.path = "/nonexistent.profile";
+    const auto missing = Session::plan(profile, small_model(), options);
+    ASSERT_FALSE(missing);
+    EXPECT_EQ(missing.status().message().find("profile.path: /nonexistent.profile: "), 0U)
+        << missing.status().message();
+}
+
 TEST(SessionErrors, NanAndForeignSlotsAreRefused) {
     Driver driver(test_config(), small_model(1, 1, 1, 64), 64);
     driver.step(3);

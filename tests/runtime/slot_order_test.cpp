@@ -80,6 +80,8 @@ TEST(QueryView, SafetySetIsNeverSelectable) {
     for (uint32_t s = 0; s < 900; ++s) order.write(s);
     order.write(100);  // the newest token lies in an old slot
     QueryView view;
+    std::vector<uint64_t> view_memory(QueryView::bytes(1000) / 8);
+    view.use(reinterpret_cast<std::byte*>(view_memory.data()), 1000);
     const SlotRange ranges[2] = {{0, 130}, {200, 900}};
     ASSERT_EQ(view.prepare(ranges, order, {4, 64}), "");
     EXPECT_EQ(view.visible_count(), 830U);
@@ -100,6 +102,8 @@ TEST(QueryView, SmallViewsAreAllSafety) {
     SlotOrder order(memory.data(), 10);
     for (uint32_t s = 0; s < 3; ++s) order.write(s);
     QueryView view;
+    std::vector<uint64_t> view_memory(QueryView::bytes(10) / 8);
+    view.use(reinterpret_cast<std::byte*>(view_memory.data()), 10);
     const SlotRange ranges[1] = {{0, 3}};
     ASSERT_EQ(view.prepare(ranges, order, {4, 64}), "");
     EXPECT_EQ(view.safety().size(), 3U);

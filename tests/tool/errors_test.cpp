@@ -95,6 +95,10 @@ TEST(ToolErrors, Usage) {
                    "-f /nonexistent: No such file or directory");
     expect_refused({"run", "-m", "x.gguf", "-f", temporary_file("empty", "")},
                    "the file is empty");
+    expect_refused({"run", "-m", "x.gguf", "-f", "/"}, "-f /: is a folder, not a text file");
+    expect_refused({"run", "-m", "x.gguf", "-f", temporary_file("bytes", "ab\xC0\xAF")},
+                   "byte 2 (0xc0): must be UTF-8 text");
+    expect_refused({"run", "-m", "x.gguf", "-p", "ab\xED\xA0\x80"}, "-p: byte 2: must be UTF-8");
     expect_refused({"run", "-m", "x.gguf", "-p", "x", "-n", "0"}, "-n 0: must be 1 to");
     expect_refused({"run", "-m", "x.gguf", "-p", "x", "--temp", "-1"},
                    "--temp -1: must be 0 or more");
@@ -104,14 +108,18 @@ TEST(ToolErrors, Usage) {
                    "--positions 9000: must be 1 to 8190");
     expect_refused({"calibrate", "-m", "x.gguf", "-f", "y", "-o", "z", "--tokens", "9"},
                    "--tokens 9: must be 256 to");
+    expect_refused({"calibrate", "-m", "x.gguf", "-f", "y", "-o", "/nonexistent/z"},
+                   "-o /nonexistent/z: No such file or directory");
+    expect_refused({"calibrate", "-m", "x.gguf", "-f", "y", "-o", "/"}, "-o /: is a folder");
 }
 
 TEST(ToolErrors, Configuration) {
     const std::string file = temporary_file("shoal.toml", "[budget]\n  rows = 0\n");
     expect_refused({"config", "--config", file},
-                   file + ":2:3: budget.rows = 0: must be 1 or more (or set selector.kind = "
+                   "--config: " + file + ":2:3: budget.rows = 0: must be 1 or more (or set selector.kind = "
                           "\"dense\" to attend everything)");
-    expect_refused({"config", "--config", "/nonexistent.toml"}, "No such file or directory");
+    expect_refused({"config", "--config", "/nonexistent.toml"},
+                   "--config: /nonexistent.toml: No such file or directory");
     expect_refused({"config", "--set", "rows"}, "--set rows: must be key=value");
     expect_refused({"config", "--set", "budget.rows=0"}, "--set: budget.rows = 0: must be 1");
     expect_refused({"config", "--budget.rows", "0"}, "--budget.rows: budget.rows = 0: must be 1");
@@ -120,7 +128,20 @@ TEST(ToolErrors, Configuration) {
     expect_refused({.arguments = {"config"}, .environment = {"SHOAL_NONSENSE=5"}},
                    "SHOAL_NONSENSE: nonsense: unknown section");
     expect_refused({.arguments = {"config"}, .environment = {"SHOAL_CONFIG=/nonexistent"}},
-                   "/nonexistent: No such file or directory");
+                   "SHOAL_CONFIG: /nonexistent: No such file or directory");
+}
+
+// What a model and a configuration say of each other is checked before weights are read: this
+// model has none.
+TEST(ToolErrors, ConfigurationOfAnotherModel) {
+    const std::string model = temporary_file("x.gguf", header("llama").file());
+    expect_refused({"run", "-m", model, "-p", "x", "--budget.dense_layers", "[0,2]"},
+                   "budget.dense_layers: 2: must be below 2, the layers of this model");
+    expect_refused({"run", "-m", model, "-p", "x", "--profile.path", "/nonexistent.profile"},
+                   "profile.path: /nonexistent.profile: ");
+    expect_refused({"bench", "-m", model, "-f", temporary_file("text", "hello"), "--profile.path",
+                    profile_path()},
+                   "profile.path = \"" + profile_path() + "\": ");
 }
 
 TEST(ToolErrors, ModelFile) {

@@ -83,6 +83,7 @@ Outcome run_tool(std::vector<std::string> arguments) {
 
 std::string model_path() { return SHOAL_TEST_MODEL; }
 std::string text_path() { return std::string(SHOAL_TEST_TEXT_DIR) + "/persuasion.txt"; }
+std::string profile_path() { return SHOAL_TEST_PROFILE; }
 
 bool have_model() {
     return std::filesystem::exists(model_path()) && std::filesystem::exists(text_path());

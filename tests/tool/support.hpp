@@ -27,6 +27,7 @@ Outcome run_tool(std::vector<std::string> arguments);
 
 std::string model_path();
 std::string text_path();        // a novel
+std::string profile_path();     // of the demo's model
 bool have_model();
 // The first `bytes` of the novel, in a temporary file.
 std::string text_of(size_t bytes);

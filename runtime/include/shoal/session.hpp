@@ -13,7 +13,8 @@
 // Thread safety: calls on one session come from one thread at a time. Different sessions are
 // independent. stats() may be called between steps.
 // Memory: address space is reserved and accounted at create(); pages are touched as the context
-// grows. Nothing is allocated between begin_step() and end_step().
+// grows. Between begin_step() and end_step() the calling thread allocates nothing, but in the first
+// step, in that which makes labels without a profile, and in the first exact attend() with lse.
 #pragma once
 
 #include <functional>
@@ -33,7 +34,7 @@ namespace shoal {
 struct MemoryPlan {
     uint64_t kv_bytes = 0;         // K and V rows, whole blocks
     uint64_t label_bytes = 0;      // labels, ranges, open spans
-    uint64_t index_bytes = 0;      // block tables, stamps, span masks
+    uint64_t index_bytes = 0;      // block tables, stamps, span masks, lists of visible slots
     uint64_t workspace_bytes = 0;  // scores, candidates, partial states, prefill tiles
     uint64_t total_bytes = 0;
     uint64_t available_bytes = 0;  // host.kv_bytes, cgroup limit and MemAvailable, the least
@@ -47,7 +48,7 @@ enum class LogLevel : uint8_t { debug, info, warning, error };
 // What a session is created for: how many stores, how large, on whose threads.
 struct SessionOptions {
     uint32_t store_count_max = 1;
-    uint32_t slots_per_store = 0;     // 1 .. 2^31 - 1
+    uint32_t slots_per_store = 0;     // 1 .. 2^30
     uint32_t queries_per_step_max = 512;
     // The engine's own workers. Without: oneTBB, pinned, host.threads of them.
     Executor executor;
