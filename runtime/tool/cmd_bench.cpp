@@ -157,7 +157,7 @@ private:
             SHOAL_TRY(load_state(*stock_.engine, state_));
             result.stock_bytes = resident_anonymous_bytes() - stock_before;
         }
-        state_ = {};
+        std::vector<uint8_t>().swap(state_);  // "= {}" would keep its memory
         SHOAL_TRY(decode_in_turns(depth, result));
         result.resident_bytes = resident_bytes();
         depths_.push_back(std::move(result));

@@ -192,6 +192,23 @@ TEST_F(ToolCommands, BenchFillsDepthByReplication) {
     EXPECT_EQ(json["prefill"][0]["tokens"], 256);
 }
 
+// What a context takes against what `shoal plan` says of it, with the engine's own part of it.
+void expect_memory_as_planned(const std::string& depth) {
+#ifdef SHOAL_SANITIZED
+    GTEST_SKIP() << "a sanitizer's own memory would be counted";
+#endif
+    const Outcome outcome = run_tool({"bench", "-m", model_path(), "-t", "1", "-f", text_of(4000),
+                                      "--profile.path", profile_path(), "-d", depth, "--read-max",
+                                      "512", "-n", "2", "--repeats", "1", "--no-stock", "--json"});
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    const nlohmann::json found = outcome.json()["depths"][0];
+    const auto planned = found["plan_bytes"].get<double>();
+    EXPECT_NEAR(found["shoal_context_bytes"].get<double>() / planned, 1.0, 0.03) << found;
+}
+
+TEST_F(ToolCommands, MemoryIsAsPlanned) { expect_memory_as_planned("8192"); }
+TEST_F(ToolCommands, LongMemoryIsAsPlanned) { expect_memory_as_planned("131072"); }
+
 TEST_F(ToolCommands, InterruptPrintsWhatWasMeasured) {
     const Outcome outcome = run_tool(Invocation{
         .arguments = small({"run", "-p", "Once upon a time", "-n", "20000", "--ignore-eos",
@@ -202,6 +219,7 @@ TEST_F(ToolCommands, InterruptPrintsWhatWasMeasured) {
     ASSERT_TRUE(json.is_object()) << outcome.out << outcome.err;
     EXPECT_EQ(json["interrupted"], true);
     EXPECT_LT(json["generated_tokens"].get<int>(), 20000);
+    EXPECT_THAT(outcome.err, HasSubstr("shoal: interrupted\n"));
 }
 
 }  // namespace

@@ -116,8 +116,9 @@ TEST(ToolErrors, Usage) {
 TEST(ToolErrors, Configuration) {
     const std::string file = temporary_file("shoal.toml", "[budget]\n  rows = 0\n");
     expect_refused({"config", "--config", file},
-                   "--config: " + file + ":2:3: budget.rows = 0: must be 1 or more (or set selector.kind = "
-                          "\"dense\" to attend everything)");
+                   "--config: " + file +
+                       ":2:3: budget.rows = 0: must be 1 or more (or set selector.kind = "
+                       "\"dense\" to attend everything)");
     expect_refused({"config", "--config", "/nonexistent.toml"},
                    "--config: /nonexistent.toml: No such file or directory");
     expect_refused({"config", "--set", "rows"}, "--set rows: must be key=value");
