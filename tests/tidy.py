@@ -56,7 +56,7 @@ PARTS = (
     Part("kernels", "kernels/", ("public",)),
     Part("calib", "calib/", ("public", "kernels")),
     Part("examples", "examples/", ("public",)),
-    Part("tests", "tests/", CORE),
+    Part("tests", "tests/", CORE + ("bench",)),
     Part("bench", "bench/", CORE),
 )
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
