@@ -1,0 +1,242 @@
+// The best k of n scores: CUB's sort and its select, and our own kernel with a histogram of the
+// scores or last step's threshold as the floor.
+#include "bench/gpu/select.cuh"
+
+#include <cub/device/device_radix_sort.cuh>
+#include <cub/device/device_select.cuh>
+#include <cuda/std/functional>
+#include <thrust/iterator/counting_iterator.h>
+
+#include "bench/gpu/parts.hpp"
+#include "bench/gpu/reference.hpp"
+#include "bench/gpu/select_buffers.cuh"
+
+namespace shoal::gpu {
+namespace {
+
+struct AtLeast {
+    const float* scores;
+    float floor;
+    __device__ bool operator()(uint32_t slot) const { return scores[slot] >= floor; }
+};
+
+__global__ void number_slots(uint32_t* slots, uint32_t count) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) slots[i] = i;
+}
+
+// Workspaces of CUB for one row of n scores.
+class CubSelect {
+public:
+    CubSelect(const SelectBuffers& buffers, uint32_t n, uint32_t k, float threshold)
+        : scores_(buffers.scores.data()), n_(n), k_(k), threshold_(threshold), slots_(n),
+          sorted_scores_(n), sorted_slots_(n), out(n), count(1) {
+        const Stream stream;
+        number_slots<<<(n + 255) / 256, 256, 0, stream>>>(slots_.data(), n);
+        SHOAL_LAUNCHED();
+        stream.wait_idle();
+        size_t bytes[3] = {};
+        SHOAL_CUDA(sort_scores(nullptr, bytes[0], stream));
+        SHOAL_CUDA(sort_slots(nullptr, bytes[1], stream));
+        SHOAL_CUDA(select_if(nullptr, bytes[2], stream));
+        workspace_ = DeviceArray<std::byte>(std::max({bytes[0], bytes[1], bytes[2]}));
+    }
+    // All n sorted, then the best k by slot. Stable: ties to the lowest slot.
+    void enqueue_sort(cudaStream_t stream) {
+        size_t bytes = workspace_.bytes();
+        SHOAL_CUDA(sort_scores(workspace_.data(), bytes, stream));
+        bytes = workspace_.bytes();
+        SHOAL_CUDA(sort_slots(workspace_.data(), bytes, stream));
+    }
+    // Everything of at least a threshold that is known beforehand: a bound, not a selection.
+    void enqueue_select_if(cudaStream_t stream) {
+        size_t bytes = workspace_.bytes();
+        SHOAL_CUDA(select_if(workspace_.data(), bytes, stream));
+    }
+
+private:
+    cudaError_t sort_scores(void* workspace, size_t& bytes, cudaStream_t stream) {
+        return cub::DeviceRadixSort::SortPairsDescending(
+            workspace, bytes, scores_, sorted_scores_.data(), slots_.data(), sorted_slots_.data(),
+            static_cast<int>(n_), 0, 32, stream);
+    }
+    cudaError_t sort_slots(void* workspace, size_t& bytes, cudaStream_t stream) {
+        return cub::DeviceRadixSort::SortKeys(workspace, bytes, sorted_slots_.data(), out.data(),
+                                              static_cast<int>(k_), 0, 32, stream);
+    }
+    cudaError_t select_if(void* workspace, size_t& bytes, cudaStream_t stream) {
+        return cub::DeviceSelect::If(workspace, bytes, thrust::counting_iterator<uint32_t>(0),
+                                     out.data(), count.data(), static_cast<int>(n_),
+                                     AtLeast{scores_, threshold_}, stream);
+    }
+
+    const float* scores_;
+    uint32_t n_;
+    uint32_t k_;
+    float threshold_;
+    DeviceArray<uint32_t> slots_;
+    DeviceArray<float> sorted_scores_;
+    DeviceArray<uint32_t> sorted_slots_;
+    DeviceArray<std::byte> workspace_;
+
+public:
+    DeviceArray<uint32_t> out;
+    DeviceArray<uint32_t> count;
+};
+
+struct Case {
+    uint32_t n;
+    uint32_t k;
+    uint32_t batch;
+    uint32_t distinct;
+    Params params() const {
+        return {{"n", std::to_string(n)},
+                {"k", std::to_string(k)},
+                {"batch", std::to_string(batch)}};
+    }
+};
+
+bool same_as(const std::vector<Selection>& expected, const SelectBuffers& buffers,
+             const Case& c) {
+    const std::vector<int32_t> slots = buffers.slots.download(0, size_t{c.k} * c.batch);
+    const std::vector<SelectResult> results = buffers.result.download(0, c.batch);
+    for (uint32_t r = 0; r < c.batch; ++r) {
+        const Selection& want = expected[r];
+        if (!std::equal(want.slots.begin(), want.slots.end(), slots.begin() + size_t{r} * c.k) ||
+            results[r].count != want.count || results[r].threshold != want.threshold) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// `share` of the exact threshold of each request, as the guess.
+void set_guess(SelectBuffers& buffers, const std::vector<Selection>& expected, float share) {
+    std::vector<float> guess;
+    for (const Selection& one : expected) guess.push_back(share * one.threshold);
+    buffers.guess.upload(guess);
+}
+
+void time_own(Context& context, SelectBuffers& buffers, const Case& c,
+              const std::vector<Selection>& expected, cudaStream_t stream) {
+    struct Way {
+        const char* name;
+        bool histogram;
+        bool counted;  // the histogram is made here, not taken from a scan
+        float share;
+    };
+    // 0.85: what is meant by last step's threshold being a little off.
+    const Way ways[] = {{"own, histogram made here", true, true, 1},
+                        {"own, histogram of the scan", true, false, 1},
+                        {"own, guess 0.85 of the threshold", false, false, 0.85F},
+                        {"own, guess 2 x the threshold (fails)", false, false, 2.0F}};
+    const DeviceArray<uint32_t> kept(size_t{c.batch} * kHistogramBins);
+    buffers.histogram.fill_bytes(0);
+    buffers.enqueue_count(c.n, c.batch, stream);
+    SHOAL_CUDA(cudaMemcpyAsync(kept.data(), buffers.histogram.data(), kept.bytes(),
+                               cudaMemcpyDeviceToDevice, stream));
+    SHOAL_CUDA(cudaStreamSynchronize(stream));
+    for (const Way& way : ways) {
+        set_guess(buffers, expected, way.share);
+        buffers.histogram.fill_bytes(0);
+        const auto enqueue = [&](cudaStream_t s, uint32_t) {
+            if (way.counted) buffers.enqueue_count(c.n, c.batch, s);
+            // The kernel leaves the histogram zero. A captured copy stands in for the scan; its
+            // time is taken off below.
+            if (way.histogram && !way.counted) {
+                SHOAL_CUDA(cudaMemcpyAsync(buffers.histogram.data(), kept.data(), kept.bytes(),
+                                           cudaMemcpyDeviceToDevice, s));
+            }
+            buffers.enqueue_select(c.n, c.k, c.batch, way.histogram, s);
+        };
+        buffers.slots.fill_bytes(0x55);
+        enqueue(stream, 0);
+        SHOAL_CUDA(cudaStreamSynchronize(stream));
+        const bool same = same_as(expected, buffers, c);
+        enqueue(stream, 0);
+        SHOAL_CUDA(cudaStreamSynchronize(stream));
+        context.report.check(std::string(way.name) + ", n " + std::to_string(c.n) + ", k " +
+                                 std::to_string(c.k) + ", batch " + std::to_string(c.batch) +
+                                 (c.distinct != 0 ? ", ties" : ""),
+                             same && same_as(expected, buffers, c), "slots, threshold, twice");
+        if (c.distinct != 0) continue;
+        // The way that fails takes a millisecond.
+        const uint32_t inner = way.share > 1 ? 2 : 20;
+        Row row =
+            make_row("select", c.params(), time_captured(context, stream, inner, enqueue), "us");
+        row.params.emplace_back("way", way.name);
+        if (way.histogram && !way.counted) {
+            const Summary copy = time_captured(context, stream, inner, [&](cudaStream_t s, uint32_t) {
+                SHOAL_CUDA(cudaMemcpyAsync(buffers.histogram.data(), kept.data(), kept.bytes(),
+                                           cudaMemcpyDeviceToDevice, s));
+            });
+            row.value.median -= copy.median;
+            row.value.p10 -= copy.median;
+            row.value.p90 -= copy.median;
+            row.note = "less " + number_text(copy.median) + " us for a copy that refills it";
+        }
+        context.add(std::move(row));
+    }
+}
+
+void time_cub(Context& context, const SelectBuffers& buffers, const Case& c,
+              const Selection& expected, cudaStream_t stream) {
+    CubSelect cub(buffers, c.n, c.k, expected.threshold);
+    const auto check = [&](const char* name, uint32_t count) {
+        const std::vector<uint32_t> got = cub.out.download(0, count);
+        const bool same = count >= expected.count &&
+                          std::equal(expected.slots.begin(),
+                                     expected.slots.begin() + expected.count, got.begin());
+        context.report.check(name, same, "n " + std::to_string(c.n) + ", k " + std::to_string(c.k));
+    };
+    cub.enqueue_sort(stream);
+    SHOAL_CUDA(cudaStreamSynchronize(stream));
+    check("CUB sort", c.k);
+    Row row = make_row("select", c.params(),
+                       time_captured(context, stream, 4,
+                                     [&](cudaStream_t s, uint32_t) { cub.enqueue_sort(s); }),
+                       "us");
+    row.params.emplace_back("way", "CUB sort of all");
+    context.add(row);
+    cub.enqueue_select_if(stream);
+    SHOAL_CUDA(cudaStreamSynchronize(stream));
+    // Without ties at the threshold it is the selection.
+    check("CUB select", cub.count.download()[0]);
+    row = make_row("select", c.params(),
+                   time_captured(context, stream, 20,
+                                 [&](cudaStream_t s, uint32_t) { cub.enqueue_select_if(s); }),
+                   "us");
+    row.params.emplace_back("way", "CUB select, threshold known");
+    context.add(row);
+}
+
+}  // namespace
+
+void run_select(Context& context) {
+    const Stream stream;
+    const uint32_t batch_max = context.plan.batches.back();
+    SelectBuffers buffers(context.plan.tokens.back(), context.plan.select_rows.back(), batch_max);
+    for (auto n = context.plan.tokens.rbegin(); n != context.plan.tokens.rend(); ++n) {
+        for (const uint32_t k : context.plan.select_rows) {
+            for (const uint32_t distinct : {0U, 5U}) {  // 5 values: nearly all are ties
+                for (const uint32_t batch : context.plan.batches) {
+                    const Case c = {*n, k, batch, distinct};
+                    std::vector<float> scores;
+                    std::vector<Selection> expected;
+                    for (uint32_t r = 0; r < batch; ++r) {
+                        const std::vector<float> one = make_scores(*n, distinct, 31 + r);
+                        expected.push_back(select_reference(one.data(), *n, k));
+                        scores.insert(scores.end(), one.begin(), one.end());
+                    }
+                    buffers.scores.upload(scores);
+                    if (batch == 1 && distinct == 0) {
+                        time_cub(context, buffers, c, expected[0], stream);
+                    }
+                    time_own(context, buffers, c, expected, stream);
+                }
+            }
+        }
+    }
+}
+
+}  // namespace shoal::gpu
