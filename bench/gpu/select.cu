@@ -166,10 +166,11 @@ void time_own(Context& context, SelectBuffers& buffers, const Case& c,
             make_row("select", c.params(), time_captured(context, stream, inner, enqueue), "us");
         row.params.emplace_back("way", way.name);
         if (way.histogram && !way.counted) {
-            const Summary copy = time_captured(context, stream, inner, [&](cudaStream_t s, uint32_t) {
+            const auto refill = [&](cudaStream_t target, uint32_t) {
                 SHOAL_CUDA(cudaMemcpyAsync(buffers.histogram.data(), kept.data(), kept.bytes(),
-                                           cudaMemcpyDeviceToDevice, s));
-            });
+                                           cudaMemcpyDeviceToDevice, target));
+            };
+            const Summary copy = time_captured(context, stream, inner, refill);
             row.value.median -= copy.median;
             row.value.p10 -= copy.median;
             row.value.p90 -= copy.median;
