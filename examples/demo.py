@@ -128,7 +128,8 @@ def main():
     depths = QUICK_DEPTHS if options.quick else DEPTHS
     say(f"speed at depths to {max(depths):,} tokens ({SPEED_TEST})")
     sweep = shoal("bench", "bench", "-f", os.path.join(options.text_dir, NOVEL), "-d",
-                  ",".join(map(str, depths)), "--read-max", "1024", "-n", "8", "--repeats", "2")
+                  ",".join(map(str, depths)), "--read-max", "1024", "-n", "8", "--repeats", "2",
+                  "--seconds-max", "10")
     plot(sweep, options.out)
     print(f"\ndone in {time.monotonic() - started:.0f} s; figures in {options.out}")
 

@@ -1,6 +1,7 @@
 // shoal bench: milliseconds per token and prompt tokens per second at depths, stock llama.cpp and
 // Shoal in turns in one process.
 #include <algorithm>
+#include <chrono>
 #include <memory>
 
 #include <CLI/CLI.hpp>
@@ -34,6 +35,7 @@ struct BenchFlags {
     int64_t tokens = 32;
     int64_t repeats = 3;
     int64_t read_max = 4096;
+    int64_t seconds_max = 0;
     bool no_stock = false;
 };
 
@@ -175,7 +177,13 @@ private:
         SHOAL_TRY(turn(*shoal_.engine, 1, nullptr));
         if (with_stock()) SHOAL_TRY(turn(*stock_.engine, 1, nullptr));
         const Stats before = shoal_.engine->plugin().stats();
-        for (uint64_t done = 0, turns = 0; done < total; done += kTurnTokens, ++turns) {
+        const auto started = std::chrono::steady_clock::now();
+        const auto spent = [&] {
+            return flags_.seconds_max > 0 && std::chrono::steady_clock::now() - started >
+                                                 std::chrono::seconds(flags_.seconds_max);
+        };
+        for (uint64_t done = 0, turns = 0; done < total && (done == 0 || !spent());
+             done += kTurnTokens, ++turns) {
             const auto count =
                 static_cast<uint32_t>(std::min<uint64_t>(kTurnTokens, total - done));
             const bool shoal_first = turns % 2 == 0;
@@ -187,7 +195,8 @@ private:
         const ModelFile& model = prepared_.engine.model;
         result.shoal = shoal_cost(model, before, shoal_.engine->plugin().stats(),
                                   std::move(shoal_ms));
-        result.stock = stock_cost(model, depth + static_cast<double>(total) / 2,
+        const auto decoded = static_cast<double>(stock_ms.size());
+        result.stock = stock_cost(model, depth + decoded / 2,
                                   std::move(stock_ms));
         return Status::ok();
     }
@@ -287,6 +296,8 @@ int bench_command(const BenchFlags& flags) {
         const auto checked = checked_number(flag, value, 1, 1 << 24);
         if (!checked) return report_error(checked.status());
     }
+    const auto seconds = checked_number("--seconds-max", flags.seconds_max, 0, 1 << 20);
+    if (!seconds) return report_error(seconds.status());
     const Result<std::string> text = read_text_file("-f", flags.file);
     if (!text) return report_error(text.status());
     const Result<Prepared> prepared = prepare(flags.common);
@@ -316,6 +327,10 @@ void add_bench(CLI::App& app, Action& action) {
     command->add_option("--repeats", flags->repeats, "repeats")->capture_default_str();
     command->add_option("--read-max", flags->read_max,
                         "tokens really read; beyond that their rows are repeated (speed test)")
+        ->capture_default_str();
+    command->add_option("--seconds-max", flags->seconds_max,
+                        "end a depth early once it has taken this long, after 4 tokens of each "
+                        "side at least; 0: never")
         ->capture_default_str();
     command->add_flag("--no-stock", flags->no_stock, "measure Shoal alone");
     add_output_flags(*command, flags->common);
