@@ -91,7 +91,7 @@ LabelSelector::LabelSelector(CombineKind combine, const kernels::Backend& backen
 
 uint64_t LabelSelector::workspace_bytes(const SelectorLimits& limits) {
     return scores_bytes(limits) + candidate_bytes(limits) + head_sum_bytes(limits) +
-           kernels::topk_workspace_bytes(limits.slot_count_max);
+           kernels::topk_workspace_bytes(span_count_of(limits.slot_count_max) * kSpanSlots);
 }
 
 void LabelSelector::prepare_queries(const SelectInput& in) {
