@@ -2,6 +2,7 @@
 #include <sys/utsname.h>
 
 #include <cstdio>
+#include <cstdlib>
 
 #include "bench/gpu/cuda.cuh"
 #include "bench/gpu/machine_facts.hpp"
@@ -157,6 +158,8 @@ int main(int argc, char** argv) {
         std::fputs((options->help ? usage_text() : list_text()).c_str(), stdout);
         return kExitOk;
     }
+    // A kernel that is loaded at its first launch may wait for others, or meet a capture.
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
     try {
         return run(*options);
     } catch (const std::exception& error) {
