@@ -1,6 +1,7 @@
 // gpu_facts: what the CUDA backend will stand on, measured. Run it through bench/gpu.sh.
 #include <sys/utsname.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -98,11 +99,12 @@ Plan make_plan_here(const DeviceFacts& facts, bool small, Report& report) {
 }
 
 // False when the device is in no state to go on.
-bool run_part(Part part, const Options& options, const Plan& plan, const DeviceFacts& facts,
-              Report& report) {
+bool run_part(Part part, double left_s, const Options& options, const Plan& plan,
+              const DeviceFacts& facts, Report& report) {
     const PartInfo& info = part_info(part);
     report.begin_part(info.name);
-    Context context{report, plan, facts, options.small, info.budget_s, now_s()};
+    const double budget_s = std::max(1.0, std::min(info.budget_s, left_s));
+    Context context{report, plan, facts, options.small, budget_s, now_s()};
     bool alive = true;
     try {
         kRuns[static_cast<size_t>(part)](context);
@@ -111,7 +113,7 @@ bool run_part(Part part, const Options& options, const Plan& plan, const DeviceF
         alive = cudaDeviceSynchronize() == cudaSuccess;
         if (!alive) report.note("the device is lost to this process: the other parts are left out");
     }
-    report.end_part(now_s() - context.begin_s, info.budget_s);
+    report.end_part(now_s() - context.begin_s, budget_s);
     return alive;
 }
 
@@ -127,7 +129,8 @@ int run(const Options& options) {
     const DeviceFacts facts = describe_machine(report);
     const Plan plan = make_plan_here(facts, options.small, report);
     for (const Part part : options.parts) {
-        const bool alive = run_part(part, options, plan, facts, report);
+        const double left_s = kTotalBudgetS - (now_s() - begin);
+        const bool alive = run_part(part, left_s, options, plan, facts, report);
         // After every part: what was measured survives whatever comes.
         if (!options.json_path.empty()) {
             const Status written = report.write_json(options.json_path);
