@@ -100,7 +100,9 @@ Status Step::check_written(uint32_t layer, const Store& store) const {
 }
 
 Status Step::learn(uint32_t layer, const ConstTensor& q) {
-    if (!s_.limits.labels.enabled) return Status::ok();
+    if (!s_.limits.labels.enabled || s_.shape.layers[layer].kind == LayerKind::sliding) {
+        return Status::ok();
+    }
     const SlotRange groups = s_.groups.of_layer(layer);
     if (!s_.formats[groups.begin].empty()) return Status::ok();
     s_.label_source->observe_queries(layer, q);
@@ -130,6 +132,8 @@ bool Step::attends_everything(uint32_t group_index, const Store& store, uint32_t
     const Config::Budget& budget = s_.config.budget;
     const Group& group = s_.groups.all()[group_index];
     if (s_.config.selector.kind == SelectorKind::dense) return true;
+    // What such a layer sees is short already.
+    if (s_.shape.layers[group.layer].kind == LayerKind::sliding) return true;
     const uint32_t below = budget.dense_below != 0 ? budget.dense_below : 2 * budget.rows;
     if (visible_count <= below) return true;
     if (group.dense && visible_count <= budget.dense_rows) return true;
