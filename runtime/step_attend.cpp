@@ -103,8 +103,7 @@ Status Step::learn(uint32_t layer, const ConstTensor& q) {
     if (!s_.limits.labels.enabled || s_.shape.layers[layer].kind == LayerKind::sliding) {
         return Status::ok();
     }
-    const SlotRange groups = s_.groups.of_layer(layer);
-    if (!s_.formats[groups.begin].empty()) return Status::ok();
+    if (labels_started_[layer] != 0) return Status::ok();
     s_.label_source->observe_queries(layer, q);
     if (s_.label_source->ready(layer)) return start_labels(layer);
     return Status::ok();
@@ -113,15 +112,15 @@ Status Step::learn(uint32_t layer, const ConstTensor& q) {
 Status Step::start_labels(uint32_t layer) {
     const SlotRange groups = s_.groups.of_layer(layer);
     for (uint32_t g = groups.begin; g < groups.end; ++g) {
-        s_.formats[g] = s_.label_source->make_formats(s_.groups.all()[g]);
+        // Indices point at the formats: once made they stay, whatever fails after.
+        if (s_.formats[g].empty()) {
+            s_.formats[g] = s_.label_source->make_formats(s_.groups.all()[g]);
+        }
         for (const auto& store : s_.stores) {
-            const Status started =
-                store->start_labels(g, *s_.backend, s_.formats[g], s_.executor);
-            if (started) continue;
-            s_.formats[groups.begin].clear();  // tried again at the next step
-            return started;
+            SHOAL_TRY(store->start_labels(g, *s_.backend, s_.formats[g], s_.executor));
         }
     }
+    labels_started_[layer] = 1;
     if (groups.end == s_.groups.count()) {
         s_.log(LogLevel::info, "channel statistics are known: labels are in use");
     }

@@ -141,8 +141,12 @@ Status Store::start_labels(uint32_t group_index, const kernels::Backend& backend
     group.labels.start(backend, formats, memory);
     const uint32_t slot_end = order_.slot_end();
     if (slot_end == 0) return Status::ok();
-    SHOAL_TRY(group.label_region.touch_until(size_t{span_count_of(slot_end)} *
-                                             group.labels.span_stride_bytes()));
+    const Status touched = group.label_region.touch_until(size_t{span_count_of(slot_end)} *
+                                                          group.labels.span_stride_bytes());
+    if (!touched) {
+        group.labels = LabelIndex();  // not started: the next step tries again
+        return touched;
+    }
     group.labels.on_keys(group.rows.view(), {0, slot_end}, group.written, executor);
     return Status::ok();
 }

@@ -45,6 +45,9 @@ Status check_output(const std::string& path) {
     if (std::filesystem::is_directory(path, error)) {
         return refuse(StatusCode::invalid_argument, "is a folder");
     }
+    if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error)) {
+        return refuse(StatusCode::invalid_argument, "is there and not a regular file");
+    }
     const std::filesystem::path parent = std::filesystem::path(path).parent_path();
     const std::string folder = parent.empty() ? "." : parent.string();
     if (access(folder.c_str(), W_OK | X_OK) == 0) return Status::ok();
@@ -71,6 +74,7 @@ Result<PrefillTiming> calibrate(const CalibrateFlags& flags, const EngineOptions
 }
 
 int calibrate_command(const CalibrateFlags& flags) {
+    SHOAL_TOOL_TRY(refuse_context(flags.common, "calibrate"));
     const Result<uint32_t> count = checked_number("--tokens", flags.tokens, 256, 1 << 20);
     if (!count) return report_error(count.status());
     SHOAL_TOOL_TRY(check_output(flags.output));

@@ -3,6 +3,7 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -111,8 +112,21 @@ Result<uint32_t> checked_number(const std::string& flag, int64_t value, int64_t 
     return input_error(fmt::format("{} {}: must be {} to {}", flag, value, low, high));
 }
 
+// Before the work, not after it.
+Status check_report(const std::string& path) {
+    if (path.empty()) return Status::ok();
+    std::FILE* file = std::fopen(path.c_str(), "ab");
+    if (file == nullptr) {
+        return input_error(fmt::format("--report {}: {}", path,
+                                       std::generic_category().message(errno)));
+    }
+    std::fclose(file);
+    return Status::ok();
+}
+
 Result<Prepared> prepare(const CommonFlags& flags) {
     EngineLog::instance().install(flags.verbose);
+    SHOAL_TRY(check_report(flags.report));
     Prepared prepared;
     Result<ResolvedConfig> config = resolve_config(flags.config);
     if (!config) return config.status();
@@ -141,6 +155,12 @@ Result<Prepared> prepare(const CommonFlags& flags) {
     engine.micro_batch = *micro;
     engine.threads = static_cast<int>(*threads == 0 ? default_threads() : *threads);
     return prepared;
+}
+
+Status refuse_context(const CommonFlags& flags, const char* command) {
+    if (flags.model.context == 0) return Status::ok();
+    return input_error(fmt::format("-c {}: {} makes the context as long as it needs; leave -c out",
+                                   flags.model.context, command));
 }
 
 Status check_config(const Prepared& prepared) {

@@ -47,6 +47,8 @@ struct Prepared {
     ResolvedConfig config;
 };
 Result<Prepared> prepare(const CommonFlags& flags);
+// For commands that make the context as long as they need it: -c is refused, not ignored.
+Status refuse_context(const CommonFlags& flags, const char* command);
 // Whether a session of this model takes the configuration: its profile, its layers.
 Status check_config(const Prepared& prepared);
 

@@ -190,6 +190,12 @@ TEST_F(ToolCommands, BenchFillsDepthByReplication) {
     EXPECT_EQ(json["depths"][1]["shoal"]["tokens"], 4);
     EXPECT_LT(json["depths"][1]["shoal"]["tokens_attended"].get<double>(), 2000.0);
     EXPECT_EQ(json["prefill"][0]["tokens"], 256);
+    // Of ten bits of each head's normaliser some are always wrong at first: never none of both.
+    const nlohmann::json& cost = json["depths"][1]["shoal"];
+    EXPECT_GT(cost["rescans_per_token"].get<double>() +
+                  cost["guess_misses_per_token"].get<double>(),
+              0.0);
+    EXPECT_GT(cost["score_ms_per_token"].get<double>(), 0.0);
 }
 
 // What a context takes against what `shoal plan` says of it, with the engine's own part of it.

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "buffer.hpp"
 #include "log.hpp"
 
 namespace shoal::llama_cpp {
@@ -10,6 +11,8 @@ namespace {
 
 // Heads side by side in each row, rows in slot order from slot 0: what llama.cpp's views are.
 bool is_whole_view(const ggml_tensor& view) {
+    // Of a tensor elsewhere, `extra` belongs to another backend.
+    if (held_tensor(view) == nullptr) return false;
     const auto* tensor = static_cast<const KvTensor*>(root_of(&view)->extra);
     return tensor != nullptr && view.view_offs == 0 && view.nb[1] == tensor->row_bytes() &&
            view.nb[2] == static_cast<size_t>(view.ne[0]) * view.nb[0] && view.ne[3] == 1 &&
