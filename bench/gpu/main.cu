@@ -117,6 +117,13 @@ bool run_part(Part part, double left_s, const Options& options, const Plan& plan
     return alive;
 }
 
+bool write_json(const Report& report, const Options& options) {
+    if (options.json_path.empty()) return true;
+    const Status written = report.write_json(options.json_path);
+    if (!written.is_ok()) std::fprintf(stderr, "gpu_facts: %s\n", written.message().c_str());
+    return written.is_ok();
+}
+
 int run(const Options& options) {
     const std::string reason = reason_not_to_run();
     if (!reason.empty()) {
@@ -125,6 +132,8 @@ int run(const Options& options) {
     }
     const double begin = now_s();
     Report report(stdout);
+    // A file that cannot be written shows now, not after the first part.
+    if (!write_json(report, options)) return kExitFailed;
     wake_up();
     const DeviceFacts facts = describe_machine(report);
     const Plan plan = make_plan_here(facts, options.small, report);
@@ -132,13 +141,7 @@ int run(const Options& options) {
         const double left_s = kTotalBudgetS - (now_s() - begin);
         const bool alive = run_part(part, left_s, options, plan, facts, report);
         // After every part: what was measured survives whatever comes.
-        if (!options.json_path.empty()) {
-            const Status written = report.write_json(options.json_path);
-            if (!written.is_ok()) {
-                std::fprintf(stderr, "gpu_facts: %s\n", written.message().c_str());
-                return kExitFailed;
-            }
-        }
+        if (!write_json(report, options)) return kExitFailed;
         if (!alive) break;
     }
     std::printf("\n%s s, %u checks, %u failed\n", number_text(now_s() - begin).c_str(),
@@ -151,6 +154,8 @@ int run(const Options& options) {
 
 int main(int argc, char** argv) {
     using namespace shoal::gpu;
+    // A run that is ended from outside has printed every figure it took.
+    std::setvbuf(stdout, nullptr, _IOLBF, 0);
     const shoal::Result<Options> options =
         parse_options(std::vector<std::string>(argv + 1, argv + argc));
     if (!options.is_ok()) {
