@@ -1,9 +1,10 @@
 #include "runtime/tool/options.hpp"
 
+#include <unistd.h>
+
 #include <array>
 #include <cerrno>
 #include <charconv>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -112,21 +113,25 @@ Result<uint32_t> checked_number(const std::string& flag, int64_t value, int64_t 
     return input_error(fmt::format("{} {}: must be {} to {}", flag, value, low, high));
 }
 
-// Before the work, not after it.
-Status check_report(const std::string& path) {
-    if (path.empty()) return Status::ok();
-    std::FILE* file = std::fopen(path.c_str(), "ab");
-    if (file == nullptr) {
-        return input_error(fmt::format("--report {}: {}", path,
-                                       std::generic_category().message(errno)));
+Status check_writable(const std::string& flag, const std::string& path) {
+    std::error_code error;
+    const auto refuse = [&](const std::string& why) {
+        return input_error(fmt::format("{} {}: {}", flag, path, why));
+    };
+    if (path.empty()) return refuse("must name a file");
+    if (std::filesystem::is_directory(path, error)) return refuse("is a folder");
+    std::string tried = path;
+    if (!std::filesystem::exists(path, error)) {
+        const std::filesystem::path parent = std::filesystem::path(path).parent_path();
+        tried = parent.empty() ? "." : parent.string();
     }
-    std::fclose(file);
-    return Status::ok();
+    if (access(tried.c_str(), W_OK) == 0) return Status::ok();
+    return refuse(std::generic_category().message(errno));
 }
 
 Result<Prepared> prepare(const CommonFlags& flags) {
     EngineLog::instance().install(flags.verbose);
-    SHOAL_TRY(check_report(flags.report));
+    if (!flags.report.empty()) SHOAL_TRY(check_writable("--report", flags.report));
     Prepared prepared;
     Result<ResolvedConfig> config = resolve_config(flags.config);
     if (!config) return config.status();

@@ -190,7 +190,7 @@ TEST_F(ToolCommands, BenchFillsDepthByReplication) {
     EXPECT_EQ(json["depths"][1]["shoal"]["tokens"], 4);
     EXPECT_LT(json["depths"][1]["shoal"]["tokens_attended"].get<double>(), 2000.0);
     EXPECT_EQ(json["prefill"][0]["tokens"], 256);
-    // Of ten bits of each head's normaliser some are always wrong at first: never none of both.
+    // They once never reached the report. With 64 rows the last threshold misses now and then.
     const nlohmann::json& cost = json["depths"][1]["shoal"];
     EXPECT_GT(cost["rescans_per_token"].get<double>() +
                   cost["guess_misses_per_token"].get<double>(),
