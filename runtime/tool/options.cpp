@@ -22,7 +22,6 @@ namespace shoal::tool {
 namespace {
 
 constexpr uint64_t kTextBytesMax = uint64_t{256} << 20;
-constexpr int64_t kContextMax = int64_t{1} << 30;  // slots of a store
 
 struct Spelling {
     std::string_view given;
@@ -138,7 +137,7 @@ Result<Prepared> prepare(const CommonFlags& flags) {
     prepared.config = std::move(*config);
     const ModelFlags& given = flags.model;
     SHOAL_TRY(check_flash_attention(given));
-    const Result<uint32_t> context = checked_number("-c", given.context, 0, kContextMax);
+    const Result<uint32_t> context = checked_number("-c", given.context, 0, kTokensMax);
     const Result<uint32_t> batch = checked_number("-b", given.batch, 1, 1 << 20);
     const Result<uint32_t> micro = checked_number("-ub", given.micro_batch, 1, 1 << 16);
     const Result<uint32_t> threads = checked_number("-t", given.threads, 0, 1024);
@@ -211,10 +210,11 @@ Result<std::vector<uint32_t>> parse_numbers(const std::string& flag, const std::
     for (std::string item; std::getline(items, item, ',');) {
         uint32_t number = 0;
         const auto [end, error] = std::from_chars(item.data(), item.data() + item.size(), number);
-        if (error != std::errc() || end != item.data() + item.size() || number < low) {
-            return input_error(fmt::format("{} {}: must be whole numbers of at least {}, with "
+        if (error != std::errc() || end != item.data() + item.size() || number < low ||
+            number > kTokensMax) {
+            return input_error(fmt::format("{} {}: must be whole numbers from {} to {}, with "
                                            "commas between",
-                                           flag, text, low));
+                                           flag, text, low, kTokensMax));
         }
         numbers.push_back(number);
     }

@@ -202,6 +202,9 @@ Status read_shape(const Header& header, ModelFile& model) {
 }
 
 Result<uint64_t> readable_bytes(const std::string& path) {
+    if (path.empty()) {
+        return Status::error(StatusCode::invalid_argument, "-m: must name a model file (GGUF)");
+    }
     std::error_code error;
     if (std::filesystem::is_directory(path, error)) {
         return file_error(StatusCode::not_found, path, "is a folder, not a model file");

@@ -117,6 +117,7 @@ INSTANTIATE_TEST_SUITE_P(
         ErrorCase{"[budget]\nrow = 5",
                   "shoal.toml:2:1: budget.row: unknown key (did you mean budget.rows?)"},
         ErrorCase{"[selector]\nrows = 5", "selector.rows: unknown key (did you mean budget.rows?)"},
+        ErrorCase{"selector = 3", "1:1: selector: is a section, not a key ([selector] has: kind, "},
         ErrorCase{"[budget]\nfrobnication = 5", "unknown key ([budget] has: rows, dense_rows"},
         ErrorCase{"[buget]\nrows = 5", "buget.rows: unknown key (did you mean budget.rows?)"},
         ErrorCase{"[buget]\n", "buget: unknown section (did you mean budget?)"},

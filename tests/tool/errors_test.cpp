@@ -105,6 +105,13 @@ TEST(ToolErrors, Usage) {
                    "--temp -1: must be 0 or more");
     expect_refused({"run", "-m", "x.gguf", "-p", "x", "--top-p", "2"}, "--top-p 2: must be 0 to 1");
     expect_refused({"bench", "-m", "x.gguf", "-f", "y", "-d", "5,x"}, "-d 5,x: must be whole");
+    expect_refused({"bench", "-m", "x.gguf", "-f", "y", "-d", "99999999999"},
+                   "-d 99999999999: must be whole numbers from 1 to 1073741824, with commas");
+    expect_refused({"eval", "-m", "x.gguf", "-f", "y", "--reference", "dens"},
+                   "--reference dens: must be labels, dense, recent, stock or stock-noflash");
+    expect_refused({"eval", "-m", "x.gguf", "-f", "y", "--policy", "labels,all"},
+                   "--policy all: must be labels, ");
+    expect_refused({"plan", "-m", ""}, "-m: must name a model file (GGUF)");
     expect_refused({"eval", "-m", "x.gguf", "-f", "y", "--positions", "9000"},
                    "--positions 9000: must be 1 to 8190");
     expect_refused({"calibrate", "-m", "x.gguf", "-f", "y", "-o", "z", "--tokens", "9"},
