@@ -176,7 +176,8 @@ int eval_command(const EvalFlags& flags) {
     SHOAL_TOOL_TRY(check_config(*prepared));
     const auto policies = make_policies(flags, prepared->config.config);
     if (!policies) return report_error(policies.status());
-    const auto reference = named_policy(flags, "--reference", flags.reference, prepared->config.config);
+    const auto reference =
+        named_policy(flags, "--reference", flags.reference, prepared->config.config);
     if (!reference) return report_error(reference.status());
     const EvalOptions options{.file = flags.file,
                               .tokens = static_cast<uint32_t>(flags.tokens),
