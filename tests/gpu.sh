@@ -11,7 +11,7 @@
 # Exit code: 0 everything passed; 1 something failed; 3 no GPU, no driver or no nvcc.
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
-results=build/gpu/results check=0 measure=0 failed=0
+results=build/gpu/results check=0 measure=0 failed=0 left_out=""
 for argument in "$@"; do
     case "$argument" in
         check) check=1 ;;
@@ -54,12 +54,12 @@ find_sanitizer() {
 }
 
 # The build comes first and outside of every limit but its own; then the parts, with their budgets.
-run build 540 bench/gpu.sh --list
+run build 540 bench/gpu.sh --build
 [ $failed = 0 ] || exit 1
 parts=() budgets=()
 while read -r part budget; do
     parts+=("$part") budgets+=("$budget")
-done < <(sed -n 's/^\([a-z_]*\) .*, \([0-9]*\) s$/\1 \2/p' "$results/build.txt" | grep -v '^built')
+done < <(bench/gpu.sh --list | sed -n 's/^\([a-z_]*\) .*, \([0-9]*\) s$/\1 \2/p')
 [ ${#parts[@]} != 0 ] || { echo "gpu_facts lists no parts"; exit 1; }
 
 if [ $check = 1 ]; then
@@ -69,16 +69,16 @@ if [ $check = 1 ]; then
         for tool in memcheck racecheck; do
             export SHOAL_GPU_RUNNER="$sanitizer --tool $tool --error-exitcode 1"
             for part in "${parts[@]}"; do
-                # Link times the driver; write_back shares nothing between the threads of a block
-                # that racecheck would see, and it waits for the host.
-                [ "$part" != link ] || continue
-                [ "$tool-$part" != racecheck-write_back ] || continue
+                # Racecheck looks at shared memory: link has none, and write_back waits for the
+                # host, which it would slow down beyond its limit.
+                case "$tool-$part" in racecheck-link | racecheck-write_back) continue ;; esac
                 run_part "$tool" "$part" 120 --small
             done
         done
         unset SHOAL_GPU_RUNNER
     else
-        echo "no compute-sanitizer (looked at PATH, beside nvcc, /usr/local/cuda): not run"
+        left_out="compute-sanitizer: NOT RUN: none in PATH, beside nvcc, in /usr/local/cuda"
+        echo "$left_out"
     fi
 fi
 if [ $measure = 1 ]; then
@@ -87,4 +87,6 @@ if [ $measure = 1 ]; then
         run_part facts "${parts[$i]}" $((3 * budgets[i] + 60))
     done
 fi
+# Said once more where it is seen.
+[ -z "$left_out" ] || printf '\n%s\n' "$left_out"
 exit $failed

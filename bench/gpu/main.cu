@@ -74,8 +74,7 @@ void wake_up() {
     const DeviceArray<uint4> buffer((uint64_t{64} << 20) / 16);
     const PinnedArray<uint4> host(buffer.count());
     for (int i = 0; i < 20; ++i) {
-        fill_rows<256><<<1024, 256, 0, stream>>>(buffer.data(), buffer.count(), 1U);
-        SHOAL_LAUNCHED();
+        launch(stream, {1024, 256}, fill_rows<256>, buffer.data(), buffer.count(), 1U);
         SHOAL_CUDA(cudaMemcpyAsync(host.data(), buffer.data(), buffer.bytes(),
                                    cudaMemcpyDeviceToHost, stream));
     }

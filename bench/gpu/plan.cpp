@@ -22,6 +22,8 @@ Plan full_plan(const Memory& memory) {
     plan.dma_sample_bytes = 128 * kMiB;
     plan.gather_sample_bytes = 32 * kMiB;
     plan.cold_bytes = std::max(3 * memory.l2_bytes, 128 * kMiB);
+    plan.gemm_size = 4096;
+    plan.gemm_depth = 512;
     plan.pieces = {128, 256, 512, 1024, 4096, 8192, 65536};
     plan.ctas = {1, 2, 4, 8, 16, 32, 64};
     plan.tokens = {32768, 65536, 131072, 262144};
@@ -46,6 +48,8 @@ Plan small_plan() {
     plan.dma_sample_bytes = kMiB;
     plan.gather_sample_bytes = kMiB;
     plan.cold_bytes = 0;
+    plan.gemm_size = 128;
+    plan.gemm_depth = 64;
     plan.pieces = {128, 4096, 65536};
     plan.ctas = {1, 3};
     plan.tokens = {2048, 8192};
@@ -102,6 +106,13 @@ uint32_t attend_slots(const Plan& plan, uint32_t batch) {
     // A call's own rows twice: its last one may have been read first.
     while (uint64_t{slots} * batch * kPieceBytes < plan.cold_bytes + 2 * call) slots *= 2;
     return slots;
+}
+
+uint32_t log2_of(uint64_t value) {
+    SHOAL_ASSERT(value != 0 && (value & (value - 1)) == 0);
+    uint32_t log2 = 0;
+    while ((value >>= 1) != 0) ++log2;
+    return log2;
 }
 
 uint32_t whole_rounds(uint32_t sets, uint32_t at_least) {
@@ -166,6 +177,23 @@ uint64_t host_free_bytes(const std::string& meminfo, const std::string& cgroup_m
     const uint64_t limit = std::strtoull(cgroup_max.c_str(), nullptr, 10);
     const uint64_t used = std::strtoull(cgroup_current.c_str(), nullptr, 10);
     return std::min(free_bytes, limit > used ? limit - used : 0);
+}
+
+Overlap overlap_of(const std::vector<double>& ends_us, double begin_us, double end_us,
+                   double alone_us) {
+    Overlap overlap;
+    double covered_us = 0;
+    double launches = 0;
+    for (size_t i = 1; i < ends_us.size(); ++i) {
+        const double both = std::min(ends_us[i], end_us) - std::max(ends_us[i - 1], begin_us);
+        if (both <= 0) continue;
+        covered_us += both;
+        launches += both / (ends_us[i] - ends_us[i - 1]);
+    }
+    if (covered_us <= 0) return overlap;
+    overlap.covered = covered_us / (end_us - begin_us);
+    overlap.pace = launches * alone_us / covered_us;
+    return overlap;
 }
 
 std::vector<uint32_t> make_indices(uint32_t count, uint32_t universe_log2, Order order,

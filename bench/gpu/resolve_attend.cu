@@ -9,12 +9,6 @@
 namespace shoal::gpu {
 namespace {
 
-uint32_t log2_of(uint32_t value) {
-    uint32_t log2 = 0;
-    while ((value >>= 1) != 0) ++log2;
-    return log2;
-}
-
 // Ids that move on by a fifth a step, against the model, for several steps.
 void check_resolve(Context& context, ResolveBuffers& buffers, uint32_t batch,
                    cudaStream_t stream) {
@@ -59,7 +53,8 @@ void time_resolve(Context& context, cudaStream_t stream) {
         for (const uint32_t misses : {0U, k / 5, k}) {
             buffers.clear();
             // Steps advance inside: every call resolves ids of its own.
-            const Summary us = time_captured(context, stream, 16, [&](cudaStream_t s, uint32_t) {
+            const Summary us = time_captured(context, stream, context.calls(16),
+                                             [&](cudaStream_t s, uint32_t) {
                 ResolveBuffers::enqueue(buffers.args(0, false, k - misses), batch, s);
                 buffers.enqueue_advance(s);
             });
@@ -142,7 +137,7 @@ void time_attend(Context& context, double hbm_rate, cudaStream_t stream) {
             const std::vector<int32_t> slots = make_slot_sets(sets, batch, rows, hot.slots);
             check_attend(context, buffers, hot, {slots.begin(), slots.begin() + call}, stream);
             const DeviceArray<int32_t> device_slots(slots);
-            const uint32_t inner = whole_rounds(sets, 4);
+            const uint32_t inner = whole_rounds(sets, context.calls(4));
             const Summary us =
                 time_captured(context, stream, inner, [&](cudaStream_t s, uint32_t i) {
                     buffers.enqueue(hot.data(), hot.slots, device_slots.data() + i % sets * call,

@@ -41,12 +41,6 @@ struct StepCase {
     uint32_t stages;
 };
 
-uint32_t log2_of(uint64_t value) {
-    uint32_t log2 = 0;
-    while ((value >>= 1) != 0) ++log2;
-    return log2;
-}
-
 constexpr uint32_t kGatherBlocks = 16;
 
 class Step {
@@ -123,9 +117,8 @@ private:
             ScanArgs args = labels.args(layer, spans, 1);
             args.scores = selection.scores.data();
             args.histogram = selection.histogram.data();
-            label_scan<ScanCombine::sum, true>
-                <<<labels.grid(spans, 1), kScanThreads, 0, main>>>(args);
-            SHOAL_LAUNCHED();
+            launch(main, {labels.grid(spans, 1), kScanThreads}, label_scan<ScanCombine::sum, true>,
+                   args);
         }
         if ((c.stages & kSelect) != 0) {
             // Without a scan there is no histogram: the last threshold is the floor.
@@ -160,8 +153,7 @@ private:
         args.count = slots.miss_count.data() + layer;
         args.from_mask = host_mask();
         args.piece_log2 = log2_of(kPieceBytes);
-        gather_plain<kGatherThreads><<<kGatherBlocks, kGatherThreads, 0, side>>>(args);
-        SHOAL_LAUNCHED();
+        launch(side, {kGatherBlocks, kGatherThreads}, gather_plain<kGatherThreads>, args);
         joins[layer]->record(side);
     }
     void enqueue_weights(uint32_t layer) {
@@ -353,7 +345,8 @@ void run_step_graph(Context& context) {
     const Stream stream;
     const Summary read = measure_read(context, stream);
     context.add(make_row("hbm read", {}, read, "GB/s"));
-    const PinnedArray<uint4> host_rows = make_pinned_rows(context, stream);
+    const PinnedArray<uint4> host_rows(context.plan.pinned_bytes / 16);
+    fill_host_rows(context, host_rows.data(), context.plan.pinned_bytes, stream);
     const uint64_t bytes = std::min(context.plan.dma_bytes_max, context.plan.pinned_bytes);
     Summary dma;
     {

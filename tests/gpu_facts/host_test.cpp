@@ -113,7 +113,7 @@ TEST(Statistics, RepetitionsShrinkWithTheBudget) {
     EXPECT_EQ(repetitions(0.001, 15), kRepetitionsLate);
     EXPECT_EQ(repetitions(0.001, 26), 0U) << "left out";
     EXPECT_EQ(repetitions(5, 0), kRepetitionsLate) << "one case does not eat the part";
-    EXPECT_EQ(repetitions(0.001, 0, true), 3U);
+    EXPECT_EQ(repetitions(0.001, 0, true), 1U);
 }
 
 TEST(Output, Text) {
@@ -269,6 +269,20 @@ TEST(Indices, RandomOnesSpreadOverTheUniverse) {
     }
     for (const uint32_t count : quarters) EXPECT_NEAR(count, 256, 80);
     EXPECT_LT(neighbours, 8U);
+}
+
+TEST(Overlaps, CoverAndPaceOfTheBackground) {
+    // Four launches of 10 us; alone they take 10.
+    const std::vector<double> steady = {0, 10, 20, 30, 40};
+    EXPECT_DOUBLE_EQ(overlap_of(steady, 5, 25, 10).covered, 1);
+    EXPECT_DOUBLE_EQ(overlap_of(steady, 5, 25, 10).pace, 1);
+    EXPECT_DOUBLE_EQ(overlap_of(steady, 5, 25, 5).pace, 0.5) << "twice as slow as alone";
+    EXPECT_DOUBLE_EQ(overlap_of(steady, 20, 60, 10).covered, 0.5) << "it ended first";
+    EXPECT_DOUBLE_EQ(overlap_of(steady, 20, 60, 10).pace, 1) << "of the covered part";
+    // One launch had to wait for the other work to end: 10 us of work in 100.
+    EXPECT_NEAR(overlap_of({0, 10, 110, 120}, 10, 110, 10).pace, 0.1, 1e-12);
+    EXPECT_DOUBLE_EQ(overlap_of(steady, 50, 60, 10).covered, 0);
+    EXPECT_DOUBLE_EQ(overlap_of({0}, 0, 10, 10).pace, 0) << "nothing ran";
 }
 
 TEST(Bound, ALayerIsItsBytesAndWhatIsNotHidden) {
