@@ -33,6 +33,8 @@ function(shoal_test folder)
     add_executable(${target} ${sources})
     target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}")
     target_compile_definitions(${target} PRIVATE ${arg_DEFINE})
+    # What a test waits for is in the libraries: a third less time to compile.
+    target_compile_options(${target} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1>)
     target_link_libraries(${target} PRIVATE ${arg_LINK} GTest::gmock GTest::gtest_main
         Threads::Threads ${CMAKE_DL_LIBS} shoal_flags)
     set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")
