@@ -58,6 +58,15 @@ void SlotOrder::forget_from(uint32_t slot_begin) {
     slot_end_ = slot_begin;
 }
 
+void SlotOrder::copy_from(const SlotOrder& other) {
+    SHOAL_ASSERT(stamps_.size() == other.stamps_.size());
+    forget_from(other.slot_end_);
+    std::copy_n(other.stamps_.begin(), other.slot_end_, stamps_.begin());
+    std::copy_n(other.spans_.begin(), span_count_of(other.slot_end_), spans_.begin());
+    next_stamp_ = other.next_stamp_;
+    slot_end_ = other.slot_end_;
+}
+
 void SlotOrder::first(uint32_t count, std::span<const SpanMask> masks,
                       std::vector<uint32_t>& out) const {
     pick(count, true, masks, out);

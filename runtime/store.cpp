@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "calib/choose_channels.hpp"
+#include "offload/executor.hpp"
 
 namespace shoal {
 
@@ -139,12 +141,44 @@ Status Store::start_labels(uint32_t group_index, const kernels::Backend& backend
     memory.open = group.open_region.data();
     memory.channel_scale_max = reinterpret_cast<float*>(group.open_region.data() + open_bytes);
     group.labels.start(backend, formats, memory);
-    const uint32_t slot_end = order_.slot_end();
+    return label_all(group, order_.slot_end(), executor);
+}
+
+Status Store::label_all(GroupStore& group, uint32_t slot_end, const Executor& executor) {
     if (slot_end == 0) return Status::ok();
     SHOAL_TRY(group.label_region.touch_until(size_t{span_count_of(slot_end)} *
                                              group.labels.span_stride_bytes()));
     group.labels.on_keys(group.rows.view(), {0, slot_end}, group.written, executor);
     return Status::ok();
+}
+
+Status Store::copy_part(uint32_t group_index, RowPart part, const Store& from,
+                        const Executor& executor) {
+    GroupStore& to = *groups_[group_index];
+    const GroupStore& source = *from.groups_[group_index];
+    const bool is_k = part == RowPart::k;
+    const kernels::KvView from_rows = source.rows.view();
+    const kernels::KvView to_rows = to.rows.view();
+    const kernels::PieceFormat& format = to_rows.format;
+    const size_t bytes = is_k ? format.k_head_dim * dtype_bytes(format.k_dtype)
+                              : format.v_head_dim * dtype_bytes(format.v_dtype);
+    offload::run_on(executor, span_count_of(from.order_.slot_end()), [&](uint32_t span, uint32_t) {
+        for (uint32_t slot = span * kSpanSlots; slot < (span + 1) * kSpanSlots; ++slot) {
+            if (!source.has_row(slot, is_k)) continue;
+            for (uint32_t h = 0; h < format.kv_head_count; ++h) {
+                if (is_k) std::memcpy(to_rows.k_row(slot, h), from_rows.k_row(slot, h), bytes);
+                else std::memcpy(to_rows.v_row(slot, h), from_rows.v_row(slot, h), bytes);
+            }
+        }
+    });
+    for (size_t span = 0; span < to.written.size(); ++span) {
+        if (is_k) std::copy_n(source.written[span].k, 2, to.written[span].k);
+        else std::copy_n(source.written[span].v, 2, to.written[span].v);
+    }
+    to.history.forget();
+    if (!is_k || !to.labels.started()) return Status::ok();
+    to.labels.clear();
+    return label_all(to, from.order_.slot_end(), executor);
 }
 
 void Store::truncate(uint32_t slot_count) {

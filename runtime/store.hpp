@@ -51,6 +51,10 @@ public:
     Status write(uint32_t group_index, const Group& group, kernels::RowPart part,
                  std::span<const int64_t> slots, const ConstTensor& rows,
                  const kernels::Backend& backend, const Executor& executor);
+    // Makes K or V of a group what it is in `from`, a store with as many slots. Memory for them is
+    // ensured already. Labels follow the keys.
+    Status copy_part(uint32_t group_index, kernels::RowPart part, const Store& from,
+                     const Executor& executor);
     // Starts labels of a group and encodes every span that already has keys.
     Status start_labels(uint32_t group_index, const kernels::Backend& backend,
                         std::span<const kernels::LabelFormat> formats, const Executor& executor);
@@ -69,6 +73,7 @@ public:
 
 private:
     Store(offload::Region index, uint32_t slot_count_max);
+    Status label_all(GroupStore& group, uint32_t slot_end, const Executor& executor);
     Status keys_changed(GroupStore& group, std::span<const int64_t> slots,
                         const Executor& executor);
 
