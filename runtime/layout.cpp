@@ -28,14 +28,25 @@ uint64_t prefill_bytes(const SessionState& state) {
     return most;
 }
 
+// The states of one attend: of every query, over the groups of a layer. The number of parts does
+// not rise evenly with the length of a list, so the most that any list has is taken.
 uint64_t partial_bytes(const SessionState& state) {
     const Limits& limits = state.limits;
-    const uint32_t parts =
-        std::min(kernels::kAttendPartsMax, kernels::attend_part_count(limits.slot_count_max));
-    // Two: the recall sample keeps the states of everything visible beside those attended.
-    return 2 * uint64_t{limits.queries_max} * parts *
-           kernels::attend_partial_floats(state.shape.q_head_count, limits.v_head_dim_max) *
-           sizeof(float);
+    const uint32_t parts = std::min(
+        kernels::kAttendPartsMax,
+        (limits.slot_count_max + kernels::kAttendPartRowsMin - 1) / kernels::kAttendPartRowsMin);
+    uint64_t floats_max = 0;
+    for (uint32_t l = 0; l < state.shape.layers.size(); ++l) {
+        const SlotRange groups = state.groups.of_layer(l);
+        uint64_t floats = 0;
+        for (uint32_t g = groups.begin; g < groups.end; ++g) {
+            const Group& group = state.groups.all()[g];
+            floats += kernels::attend_partial_floats(group.q_head_count(),
+                                                     group.piece.v_head_dim);
+        }
+        floats_max = std::max(floats_max, floats);
+    }
+    return uint64_t{limits.queries_max} * parts * floats_max * sizeof(float);
 }
 
 uint64_t view_bytes(const Limits& limits) {

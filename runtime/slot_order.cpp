@@ -56,6 +56,7 @@ void SlotOrder::forget_from(uint32_t slot_begin) {
         spans_[span] = SpanBounds{0, 0};
     }
     slot_end_ = slot_begin;
+    while (slot_end_ > 0 && !is_written(slot_end_ - 1)) --slot_end_;
 }
 
 void SlotOrder::copy_from(const SlotOrder& other) {

@@ -49,6 +49,7 @@ Status check_offsets(const char* name, std::span<const uint32_t> offsets, size_t
 
 Step::Step(SessionState& state)
     : s_(state),
+      labels_started_(state.shape.layers.size()),
       views_(state.limits.views_max),
       seen_(state.options.store_count_max),
       last_lists_(size_t{state.groups.count()} * state.limits.views_max),
@@ -186,6 +187,7 @@ Status Step::write(uint32_t layer, Store& store, std::span<const int64_t> slots,
 
 Status Step::put(uint32_t layer, Store& store, std::span<const int64_t> slots,
                  const ConstTensor& k, const ConstTensor& v) {
+    views_version_ = 0;  // what was prepared for a query may no longer be so
     uint32_t slot_end = store.order().slot_end();
     for (const int64_t slot : slots) {
         slot_end = std::max(slot_end, static_cast<uint32_t>(slot) + 1);

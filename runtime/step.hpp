@@ -92,6 +92,7 @@ private:
     bool open_ = false;
     bool told_dense_without_statistics_ = false;
     uint32_t first_kv_layer_ = 0;
+    std::vector<uint8_t> labels_started_;  // [layer] in every store
     uint32_t sample_layer_ = 0;
     uint64_t sampled_step_ = 0;
     std::vector<uint32_t> stores_;         // indices, in StepInput order

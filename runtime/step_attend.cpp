@@ -109,9 +109,10 @@ Status Step::check_written(uint32_t layer, uint32_t store_index) const {
 }
 
 Status Step::learn(uint32_t layer, const ConstTensor& q) {
-    if (!s_.limits.labels.enabled) return Status::ok();
-    const SlotRange groups = s_.groups.of_layer(layer);
-    if (!s_.formats[groups.begin].empty()) return Status::ok();
+    if (!s_.limits.labels.enabled || s_.shape.layers[layer].kind == LayerKind::sliding) {
+        return Status::ok();
+    }
+    if (labels_started_[layer] != 0) return Status::ok();
     s_.label_source->observe_queries(layer, q);
     if (s_.label_source->ready(layer)) return start_labels(layer);
     return Status::ok();
@@ -120,15 +121,15 @@ Status Step::learn(uint32_t layer, const ConstTensor& q) {
 Status Step::start_labels(uint32_t layer) {
     const SlotRange groups = s_.groups.of_layer(layer);
     for (uint32_t g = groups.begin; g < groups.end; ++g) {
-        s_.formats[g] = s_.label_source->make_formats(s_.groups.all()[g]);
+        // Indices point at the formats: once made they stay, whatever fails after.
+        if (s_.formats[g].empty()) {
+            s_.formats[g] = s_.label_source->make_formats(s_.groups.all()[g]);
+        }
         for (const auto& store : s_.stores) {
-            const Status started =
-                store->start_labels(g, *s_.backend, s_.formats[g], s_.executor);
-            if (started) continue;
-            s_.formats[groups.begin].clear();  // tried again at the next step
-            return started;
+            SHOAL_TRY(store->start_labels(g, *s_.backend, s_.formats[g], s_.executor));
         }
     }
+    labels_started_[layer] = 1;
     if (groups.end == s_.groups.count()) {
         s_.log(LogLevel::info, "channel statistics are known: labels are in use");
     }
@@ -139,6 +140,8 @@ bool Step::attends_everything(uint32_t group_index, const Store& store, uint32_t
     const Config::Budget& budget = s_.config.budget;
     const Group& group = s_.groups.all()[group_index];
     if (s_.config.selector.kind == SelectorKind::dense) return true;
+    // What such a layer sees is short already.
+    if (s_.shape.layers[group.layer].kind == LayerKind::sliding) return true;
     const uint32_t below = budget.dense_below != 0 ? budget.dense_below : 2 * budget.rows;
     if (visible_count <= below) return true;
     if (group.dense && visible_count <= budget.dense_rows) return true;

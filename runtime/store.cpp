@@ -118,8 +118,7 @@ Status Store::keys_changed(GroupStore& group, std::span<const int64_t> slots,
     if (!group.labels.started()) return Status::ok();
     for (size_t i = 0; i < slots.size();) {
         const SlotRange run = run_at(slots, i);
-        SHOAL_TRY(group.label_region.touch_until(
-            size_t{span_count_of(run.end)} * group.labels.span_stride_bytes()));
+        SHOAL_TRY(touch_labels(group, run.end));
         group.labels.on_keys(group.rows.view(), run, group.written, executor);
         i += run.end - run.begin;
     }
@@ -141,15 +140,20 @@ Status Store::start_labels(uint32_t group_index, const kernels::Backend& backend
     memory.open = group.open_region.data();
     memory.channel_scale_max = reinterpret_cast<float*>(group.open_region.data() + open_bytes);
     group.labels.start(backend, formats, memory);
-    return label_all(group, order_.slot_end(), executor);
-}
-
-Status Store::label_all(GroupStore& group, uint32_t slot_end, const Executor& executor) {
+    const uint32_t slot_end = order_.slot_end();
     if (slot_end == 0) return Status::ok();
-    SHOAL_TRY(group.label_region.touch_until(size_t{span_count_of(slot_end)} *
-                                             group.labels.span_stride_bytes()));
+    const Status touched = touch_labels(group, slot_end);
+    if (!touched) {
+        group.labels = LabelIndex();  // not started: the next step tries again
+        return touched;
+    }
     group.labels.on_keys(group.rows.view(), {0, slot_end}, group.written, executor);
     return Status::ok();
+}
+
+Status Store::touch_labels(GroupStore& group, uint32_t slot_end) {
+    return group.label_region.touch_until(size_t{span_count_of(slot_end)} *
+                                          group.labels.span_stride_bytes());
 }
 
 Status Store::copy_part(uint32_t group_index, RowPart part, const Store& from,
@@ -157,12 +161,15 @@ Status Store::copy_part(uint32_t group_index, RowPart part, const Store& from,
     GroupStore& to = *groups_[group_index];
     const GroupStore& source = *from.groups_[group_index];
     const bool is_k = part == RowPart::k;
+    const uint32_t slot_end = from.order_.slot_end();
+    const bool labelled = is_k && to.labels.started();
+    if (labelled) SHOAL_TRY(touch_labels(to, slot_end));
     const kernels::KvView from_rows = source.rows.view();
     const kernels::KvView to_rows = to.rows.view();
     const kernels::PieceFormat& format = to_rows.format;
     const size_t bytes = is_k ? format.k_head_dim * dtype_bytes(format.k_dtype)
                               : format.v_head_dim * dtype_bytes(format.v_dtype);
-    offload::run_on(executor, span_count_of(from.order_.slot_end()), [&](uint32_t span, uint32_t) {
+    offload::run_on(executor, span_count_of(slot_end), [&](uint32_t span, uint32_t) {
         for (uint32_t slot = span * kSpanSlots; slot < (span + 1) * kSpanSlots; ++slot) {
             if (!source.has_row(slot, is_k)) continue;
             for (uint32_t h = 0; h < format.kv_head_count; ++h) {
@@ -176,9 +183,10 @@ Status Store::copy_part(uint32_t group_index, RowPart part, const Store& from,
         else std::copy_n(source.written[span].v, 2, to.written[span].v);
     }
     to.history.forget();
-    if (!is_k || !to.labels.started()) return Status::ok();
+    if (!labelled) return Status::ok();
     to.labels.clear();
-    return label_all(to, from.order_.slot_end(), executor);
+    if (slot_end != 0) to.labels.on_keys(to.rows.view(), {0, slot_end}, to.written, executor);
+    return Status::ok();
 }
 
 void Store::truncate(uint32_t slot_count) {

@@ -73,7 +73,7 @@ public:
 
 private:
     Store(offload::Region index, uint32_t slot_count_max);
-    Status label_all(GroupStore& group, uint32_t slot_end, const Executor& executor);
+    static Status touch_labels(GroupStore& group, uint32_t slot_end);
     Status keys_changed(GroupStore& group, std::span<const int64_t> slots,
                         const Executor& executor);
 

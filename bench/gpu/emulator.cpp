@@ -22,6 +22,7 @@
 #endif
 #endif
 #ifdef SHOAL_EMULATOR_ASAN
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -233,6 +234,10 @@ void launch(const Launch& shape, const std::function<void()>& body) {
             fiber.state = State::ready;
             fiber.stores.clear();
             fiber.groups.clear();
+#ifdef SHOAL_EMULATOR_ASAN
+            // A fiber ends in the middle of its frames: their red zones are still marked.
+            __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
+#endif
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = fiber.stack.get();
             fiber.context.uc_stack.ss_size = kStackBytes;

@@ -61,8 +61,6 @@ struct Gatherer {
         SHOAL_CUDA(cudaFuncSetAttribute(gather_bulk<kBulkStages>,
                                         cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(kBulkSharedBytes)));
-        ways.push_back(Way::plain);
-        if (c.device.has_bulk_copy) ways.push_back(Way::bulk);
         const uint64_t bytes = std::min(c.plan.dma_bytes_max, c.plan.gather_sample_bytes);
         dma = measure_bulk_h2d(c, region.data(), to.data(), bytes, stream);
         c.add(make_row("dma h2d in bulk", {{"piece", bytes_text(bytes)}}, dma, "GB/s"));
@@ -77,7 +75,6 @@ struct Gatherer {
     PinnedArray<uint4> region;
     const std::byte* from;
     DeviceArray<std::byte> to;
-    std::vector<Way> ways;
     Summary dma;
 };
 
@@ -98,26 +95,24 @@ void check_gather(Gatherer& g, Way way, const Pieces& pieces, uint32_t blocks) {
                            wrong == 0, std::to_string(wrong) + " pieces differ");
 }
 
-void time_gather(Gatherer& g, uint32_t piece_bytes, Order order) {
+void time_gather(Gatherer& g, Way way, uint32_t piece_bytes, Order order) {
     const Pieces pieces(piece_bytes, g.count_for(piece_bytes), g.context.plan.pinned_bytes, order,
                         7);
-    for (const Way way : g.ways) {
-        if (order == Order::random) {
-            check_gather(g, way, pieces, 1);
-            check_gather(g, way, pieces, 16);
-        }
-        for (const uint32_t blocks : g.context.plan.ctas) {
-            const GatherArgs args = pieces.args(g.from, g.to.data());
-            const Summary us = time_stream(g.context, g.stream, [&](cudaStream_t s) {
-                enqueue_gather(way, args, blocks, s);
-            });
-            Row row = make_row(std::string("gather by ") + way_name(way),
-                               {{"piece", bytes_text(piece_bytes)},
-                                {"ctas", std::to_string(blocks)},
-                                {"order", order == Order::sorted ? "sorted" : "random"}},
-                               gb_per_s(us, pieces.bytes()), "GB/s");
-            g.context.add(with_percent(std::move(row), g.dma.median, "bulk DMA"));
-        }
+    if (order == Order::random) {
+        check_gather(g, way, pieces, 1);
+        check_gather(g, way, pieces, 16);
+    }
+    for (const uint32_t blocks : g.context.plan.ctas) {
+        const GatherArgs args = pieces.args(g.from, g.to.data());
+        const Summary us = time_stream(g.context, g.stream, [&](cudaStream_t s) {
+            enqueue_gather(way, args, blocks, s);
+        });
+        Row row = make_row(std::string("gather by ") + way_name(way),
+                           {{"piece", bytes_text(piece_bytes)},
+                            {"ctas", std::to_string(blocks)},
+                            {"order", order == Order::sorted ? "sorted" : "random"}},
+                           gb_per_s(us, pieces.bytes()), "GB/s");
+        g.context.add(with_percent(std::move(row), g.dma.median, "bulk DMA"));
     }
 }
 
@@ -226,7 +221,7 @@ private:
     DeviceArray<float> c_;
 };
 
-void time_neighbours(Gatherer& g) {
+void time_neighbours(Gatherer& g, Way way) {
     Context& context = g.context;
     const Stream front_stream;
     const Stream gather_stream(Priority::high);
@@ -244,20 +239,20 @@ void time_neighbours(Gatherer& g) {
         {"gemm", [&](cudaStream_t s) { product.enqueue(s); }}};
     const Pieces pieces(4096, g.count_for(4096), context.plan.pinned_bytes, Order::random, 8);
     std::vector<Work> transfers;
-    for (const Way way : g.ways) {
-        for (const uint32_t blocks : {4U, 16U, 64U}) {
-            transfers.push_back({std::string("gather by ") + way_name(way) + ", 4 KiB, " +
-                                     std::to_string(blocks) + " ctas",
-                                 [&g, &pieces, way, blocks](cudaStream_t s) {
-                                     enqueue_gather(way, pieces.args(g.from, g.to.data()), blocks,
-                                                    s);
-                                 }});
-        }
+    for (const uint32_t blocks : {4U, 16U, 64U}) {
+        transfers.push_back({std::string("gather by ") + way_name(way) + ", 4 KiB, " +
+                                 std::to_string(blocks) + " ctas",
+                             [&g, &pieces, way, blocks](cudaStream_t s) {
+                                 enqueue_gather(way, pieces.args(g.from, g.to.data()), blocks, s);
+                             }});
     }
-    transfers.push_back({"dma h2d in bulk", [&](cudaStream_t s) {
-                             SHOAL_CUDA(cudaMemcpyAsync(g.to.data(), g.region.data(), g.to.bytes(),
-                                                        cudaMemcpyHostToDevice, s));
-                         }});
+    if (way == Way::plain) {
+        transfers.push_back({"dma h2d in bulk", [&](cudaStream_t s) {
+                                 SHOAL_CUDA(cudaMemcpyAsync(g.to.data(), g.region.data(),
+                                                            g.to.bytes(), cudaMemcpyHostToDevice,
+                                                            s));
+                             }});
+    }
     for (const Work& neighbour : neighbours) {
         for (const Work& transfer : transfers) {
             const auto there =
@@ -270,23 +265,28 @@ void time_neighbours(Gatherer& g) {
     }
 }
 
+void time_way(Gatherer& g, Way way) {
+    const std::vector<uint32_t>& all = g.context.plan.pieces;
+    // The sizes that decide come first, the neighbours before the rest.
+    for (const uint32_t piece : {4096U, 512U}) {
+        if (std::count(all.begin(), all.end(), piece) != 0) {
+            time_gather(g, way, piece, Order::random);
+        }
+    }
+    time_neighbours(g, way);
+    for (const uint32_t piece : all) {
+        if (piece != 4096 && piece != 512) time_gather(g, way, piece, Order::random);
+    }
+    for (const uint32_t piece : all) time_gather(g, way, piece, Order::sorted);
+}
+
 }  // namespace
 
 void run_gather(Context& context) {
     Gatherer gatherer(context);
-    // The sizes that decide come first, the neighbours before the rest.
-    for (const uint32_t piece : {4096U, 512U}) {
-        if (std::count(context.plan.pieces.begin(), context.plan.pieces.end(), piece) != 0) {
-            time_gather(gatherer, piece, Order::random);
-        }
-    }
-    time_neighbours(gatherer);
-    for (const uint32_t piece : context.plan.pieces) {
-        if (piece != 4096 && piece != 512) time_gather(gatherer, piece, Order::random);
-    }
-    for (const uint32_t piece : context.plan.pieces) {
-        time_gather(gatherer, piece, Order::sorted);
-    }
+    time_way(gatherer, Way::plain);
+    // Last: a fault in bulk copies would end the process, and take nothing else with it.
+    if (context.device.has_bulk_copy) time_way(gatherer, Way::bulk);
 }
 
 }  // namespace shoal::gpu

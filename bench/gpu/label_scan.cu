@@ -127,7 +127,7 @@ void run_label_scan(Context& context) {
             const uint32_t sets = labels.set_count(spans, batch);
             for (const Variant variant : kVariants) {
                 check(context, variant, labels, batch, *tokens, stream);
-                const uint32_t inner = std::max(sets, context.small ? 2U : 8U);
+                const uint32_t inner = whole_rounds(sets, context.small ? 2 : 8);
                 const Summary us =
                     time_captured(context, stream, inner, [&](cudaStream_t s, uint32_t i) {
                         enqueue(variant, labels.args(i % sets, spans, batch),

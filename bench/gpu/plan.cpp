@@ -96,6 +96,19 @@ uint64_t step_bytes(const Plan& plan, uint32_t tokens, uint32_t span_bytes) {
                                uint64_t{tokens} * 4 * 5);
 }
 
+uint32_t attend_slots(const Plan& plan, uint32_t batch) {
+    const uint64_t call = uint64_t{batch} * plan.attend_rows.back() * kPieceBytes;
+    uint32_t slots = 1;
+    // A call's own rows twice: its last one may have been read first.
+    while (uint64_t{slots} * batch * kPieceBytes < plan.cold_bytes + 2 * call) slots *= 2;
+    return slots;
+}
+
+uint32_t whole_rounds(uint32_t sets, uint32_t at_least) {
+    SHOAL_ASSERT(sets != 0);
+    return (std::max(sets, at_least) + sets - 1) / sets * sets;
+}
+
 Plan make_plan(const Memory& memory, bool small, uint32_t span_bytes,
                std::vector<std::string>& notes) {
     Plan plan = small ? small_plan() : full_plan(memory);
@@ -108,6 +121,18 @@ Plan make_plan(const Memory& memory, bool small, uint32_t span_bytes,
                 [&] { return plan.register_bytes <= host; }, notes);
     halve_until(plan.stream_bytes, 64 * kMiB, "streamed device buffer",
                 [&] { return 3 * plan.stream_bytes <= device; }, notes);
+
+    const auto attend_fits = [&] {
+        return std::all_of(plan.batches.begin(), plan.batches.end(), [&](uint32_t batch) {
+            return attend_slots(plan, batch) * uint64_t{batch} * kPieceBytes <= device;
+        });
+    };
+    const size_t attend_rows = plan.attend_rows.size();
+    while (plan.attend_rows.size() > 1 && !attend_fits()) plan.attend_rows.pop_back();
+    if (plan.attend_rows.size() != attend_rows) {
+        notes.push_back("attend: at most " + std::to_string(plan.attend_rows.back()) +
+                        " rows, device memory is short");
+    }
 
     std::vector<uint64_t> scan_bytes;
     for (const uint32_t tokens : plan.tokens) {

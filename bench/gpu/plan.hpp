@@ -54,6 +54,14 @@ Plan make_plan(const Memory& memory, bool small, uint32_t span_bytes,
 // What a step of `tokens` takes on the device, weights apart.
 uint64_t step_bytes(const Plan& plan, uint32_t tokens, uint32_t span_bytes);
 
+// Slots of a request in the hot rows that attention is timed on, a power of 2: between two reads of
+// a slot lie at least cold_bytes of others, whatever the number of rows a call selects.
+uint32_t attend_slots(const Plan& plan, uint32_t batch);
+
+// Calls in one replayed graph whose buffers rotate through `sets`: at least `at_least`, and whole
+// rounds, so that the next replay does not begin with the buffer that the last one ended near.
+uint32_t whole_rounds(uint32_t sets, uint32_t at_least);
+
 // Host memory that may be taken: MemAvailable, or less where a cgroup says so. `meminfo`,
 // `cgroup_max` and `cgroup_current` are the contents of those files, empty if there is none.
 uint64_t host_free_bytes(const std::string& meminfo, const std::string& cgroup_max,

@@ -263,6 +263,7 @@ void time_stages(Step& step, uint32_t misses) {
     const std::string tokens = std::to_string(step.tokens);
     double before = 0;
     double alone_sum = 0;
+    bool all_alone = true;
     uint32_t stages = 0;
     for (size_t i = 0; i < std::size(kStages); ++i) {
         stages |= kStages[i];
@@ -282,9 +283,14 @@ void time_stages(Step& step, uint32_t misses) {
         if (kStages[i] != kGather) {
             const Summary alone = time_step(step, {misses, Load::none, kStages[i]}, true);
             alone_sum += alone.median;
-            row.note = number_text(alone.median) + " us alone";
+            all_alone = all_alone && alone.count != 0;
+            row.note = alone.count != 0 ? number_text(alone.median) + " us alone"
+                                        : "alone: not run, the budget is spent";
         }
         step.context.add(std::move(row));
+    }
+    if (!all_alone) {
+        return step.context.report.note("step less its stages alone: not run, a stage is missing");
     }
     Summary gaps = {before - alone_sum, 0, 0, 20};
     gaps.p10 = gaps.p90 = gaps.median;
@@ -304,7 +310,7 @@ void time_steps(Step& step, const Rates& rates) {
     const std::string tokens = std::to_string(step.tokens);
     for (const Load load : {Load::none, Load::meanwhile, Load::after}) {
         if (load != Load::none && step.plan.step_weight_layers == 0) continue;
-        double without_misses = 0;
+        Summary without_misses;
         for (const uint32_t misses : {0U, k / 5, k}) {
             StepBound bound;
             bound.label_bytes = step.label_bytes();
@@ -325,9 +331,12 @@ void time_steps(Step& step, const Rates& rates) {
             Row row = with_percent(make_row("captured step, per layer", params, us, "us"),
                                    bound_us, "its bound");
             row.note = "bound " + number_text(bound_us) + " us";
-            if (misses == 0) without_misses = us.median;
+            if (misses == 0) without_misses = us;
             if (misses != 0) {
-                row.note += ", exposed wait " + number_text(us.median - without_misses) + " us";
+                row.note += ", exposed wait ";
+                row.note += without_misses.count == 0
+                                ? "not known: no run without misses"
+                                : number_text(us.median - without_misses.median) + " us";
             }
             step.context.add(std::move(row));
             if (load != Load::after) {

@@ -149,6 +149,7 @@ Status check_flags(const EvalFlags& flags) {
 }
 
 int eval_command(const EvalFlags& flags) {
+    SHOAL_TOOL_TRY(refuse_context(flags.common, "eval"));
     const Status checked = check_flags(flags);
     if (!checked.is_ok()) return report_error(checked);
     const Result<std::string> text = read_text_file("-f", flags.file);

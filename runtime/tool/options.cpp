@@ -1,5 +1,7 @@
 #include "runtime/tool/options.hpp"
 
+#include <unistd.h>
+
 #include <array>
 #include <cerrno>
 #include <charconv>
@@ -111,8 +113,25 @@ Result<uint32_t> checked_number(const std::string& flag, int64_t value, int64_t 
     return input_error(fmt::format("{} {}: must be {} to {}", flag, value, low, high));
 }
 
+Status check_writable(const std::string& flag, const std::string& path) {
+    std::error_code error;
+    const auto refuse = [&](const std::string& why) {
+        return input_error(fmt::format("{} {}: {}", flag, path, why));
+    };
+    if (path.empty()) return refuse("must name a file");
+    if (std::filesystem::is_directory(path, error)) return refuse("is a folder");
+    std::string tried = path;
+    if (!std::filesystem::exists(path, error)) {
+        const std::filesystem::path parent = std::filesystem::path(path).parent_path();
+        tried = parent.empty() ? "." : parent.string();
+    }
+    if (access(tried.c_str(), W_OK) == 0) return Status::ok();
+    return refuse(std::generic_category().message(errno));
+}
+
 Result<Prepared> prepare(const CommonFlags& flags) {
     EngineLog::instance().install(flags.verbose);
+    if (!flags.report.empty()) SHOAL_TRY(check_writable("--report", flags.report));
     Prepared prepared;
     Result<ResolvedConfig> config = resolve_config(flags.config);
     if (!config) return config.status();
@@ -141,6 +160,12 @@ Result<Prepared> prepare(const CommonFlags& flags) {
     engine.micro_batch = *micro;
     engine.threads = static_cast<int>(*threads == 0 ? default_threads() : *threads);
     return prepared;
+}
+
+Status refuse_context(const CommonFlags& flags, const char* command) {
+    if (flags.model.context == 0) return Status::ok();
+    return input_error(fmt::format("-c {}: {} makes the context as long as it needs; leave -c out",
+                                   flags.model.context, command));
 }
 
 Status check_config(const Prepared& prepared) {

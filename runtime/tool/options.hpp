@@ -47,6 +47,11 @@ struct Prepared {
     ResolvedConfig config;
 };
 Result<Prepared> prepare(const CommonFlags& flags);
+// For commands that make the context as long as they need it: -c is refused, not ignored.
+Status refuse_context(const CommonFlags& flags, const char* command);
+// Minutes of work should not end at a folder that is not there: whether `path` can be written,
+// asked beforehand. Makes nothing.
+Status check_writable(const std::string& flag, const std::string& path);
 // Whether a session of this model takes the configuration: its profile, its layers.
 Status check_config(const Prepared& prepared);
 

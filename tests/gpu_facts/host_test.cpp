@@ -199,6 +199,33 @@ TEST(PlanSizes, ShrinkUntilTheyFitAndSaySo) {
     EXPECT_THAT(notes, ElementsAre(HasSubstr("layers instead of 32")));
 }
 
+TEST(PlanSizes, ColdMeansColdForEveryNumberOfRows) {
+    std::vector<std::string> notes;
+    const Plan plan = make_plan({78 * kGiB, 120 * kGiB, 50 << 20}, false, kSpanBytes, notes);
+    for (const uint32_t batch : plan.batches) {
+        const uint32_t slots = attend_slots(plan, batch);
+        EXPECT_EQ(slots & (slots - 1), 0U);
+        for (const uint32_t rows : plan.attend_rows) {
+            // Every call but the one that reads a slot again.
+            const uint64_t between = uint64_t{slots / rows - 1} * rows * batch * kPieceBytes;
+            EXPECT_GE(between, plan.cold_bytes) << rows << " rows, batch " << batch;
+        }
+        EXPECT_LE(uint64_t{slots} * batch * kPieceBytes, kGiB);
+    }
+    notes.clear();
+    const Plan tight = make_plan({kGiB / 2, kGiB, 50 << 20}, false, kSpanBytes, notes);
+    EXPECT_LE(uint64_t{attend_slots(tight, 8)} * 8 * kPieceBytes, kGiB / 2);
+    EXPECT_THAT(notes, ::testing::Contains(HasSubstr("attend: at most 1024 rows")));
+}
+
+TEST(PlanSizes, ReplaysAreWholeRounds) {
+    EXPECT_EQ(whole_rounds(6, 8), 12U);
+    EXPECT_EQ(whole_rounds(8, 8), 8U);
+    EXPECT_EQ(whole_rounds(64, 4), 64U);
+    EXPECT_EQ(whole_rounds(1, 4), 4U);
+    EXPECT_EQ(whole_rounds(3, 1), 3U);
+}
+
 TEST(PlanSizes, SmallFitsAnything) {
     std::vector<std::string> notes;
     const Plan plan = make_plan({kGiB * 3, kGiB, 50 << 20}, true, kSpanBytes, notes);

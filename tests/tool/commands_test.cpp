@@ -190,6 +190,12 @@ TEST_F(ToolCommands, BenchFillsDepthByReplication) {
     EXPECT_EQ(json["depths"][1]["shoal"]["tokens"], 4);
     EXPECT_LT(json["depths"][1]["shoal"]["tokens_attended"].get<double>(), 2000.0);
     EXPECT_EQ(json["prefill"][0]["tokens"], 256);
+    // They once never reached the report. With 64 rows the last threshold misses now and then.
+    const nlohmann::json& cost = json["depths"][1]["shoal"];
+    EXPECT_GT(cost["rescans_per_token"].get<double>() +
+                  cost["guess_misses_per_token"].get<double>(),
+              0.0);
+    EXPECT_GT(cost["score_ms_per_token"].get<double>(), 0.0);
 }
 
 // What a context takes against what `shoal plan` says of it, with the engine's own part of it.

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "buffer.hpp"
 #include "log.hpp"
 
 namespace shoal::llama_cpp {
@@ -11,6 +12,8 @@ namespace {
 // Heads side by side in each row, rows in slot order from slot 0 of each stream: what llama.cpp's
 // views are.
 bool is_whole_view(const ggml_tensor& view) {
+    // Of a tensor elsewhere, `extra` belongs to another backend.
+    if (held_tensor(view) == nullptr) return false;
     const auto* tensor = static_cast<const KvTensor*>(root_of(&view)->extra);
     if (tensor == nullptr || view.view_offs % tensor->stream_bytes() != 0) return false;
     const size_t stream_first = view.view_offs / tensor->stream_bytes();
