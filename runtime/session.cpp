@@ -257,6 +257,19 @@ Result<StoreId> Session::open() {
                                      stores.size()));
 }
 
+Result<StoreId> Session::fork(StoreId id) {
+    Result<Store*> from = impl_->find(id);
+    if (!from) return from.status();
+    Result<StoreId> opened = open();
+    if (!opened) return opened;
+    Store& to = *impl_->state.stores[opened->index];
+    const Status forked = impl_->step->fork(**from, to);
+    if (forked) return opened;
+    to.is_open = false;
+    to.generation++;
+    return forked;
+}
+
 Status Session::close(StoreId id) {
     SHOAL_TRY(clear(id));
     Store& store = *impl_->state.stores[id.index];

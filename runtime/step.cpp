@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "runtime/clock.hpp"
 #include "runtime/finite.hpp"
@@ -116,7 +117,11 @@ Status Step::place_tokens(const StepInput& input, std::vector<int64_t>& slots) {
             }
             slot_end = std::max(slot_end, static_cast<uint32_t>(slots[t]) + 1);
         }
+        const size_t begin = input.token_offsets[i];
+        const std::span<const int64_t> of_store(slots.data() + begin,
+                                                input.token_offsets[i + 1] - begin);
         SHOAL_TRY(store.ensure(slot_end, s_.executor));
+        SHOAL_TRY(store.own(of_store));
     }
     return Status::ok();
 }
@@ -196,6 +201,7 @@ Status Step::put(uint32_t layer, Store& store, std::span<const int64_t> slots,
         }
     }
     SHOAL_TRY(store.ensure(slot_end, s_.executor));
+    SHOAL_TRY(store.own(slots));
     SHOAL_TRY(write(layer, store, slots, k, v));
     if (!k.empty()) s_.label_source->observe_keys(layer, k);
     return Status::ok();
@@ -207,12 +213,21 @@ Status Step::replace(uint32_t layer, Store& store, std::span<const int64_t> slot
         if (store.order().is_written(static_cast<uint32_t>(slots[i]))) continue;
         return invalid(fmt::format("slots[{}] = {}: was never written", i, slots[i]));
     }
+    SHOAL_TRY(store.own(slots));
     return write(layer, store, slots, k, v);
+}
+
+Status Step::fork(Store& from, Store& to) {
+    abandon();
+    return to.fork_from(from, s_.executor);
 }
 
 Status Step::copy(uint32_t layer, RowPart part, const Store& from, Store& to) {
     abandon();
+    std::vector<int64_t> slots(from.order().slot_end());
+    std::iota(slots.begin(), slots.end(), int64_t{0});
     SHOAL_TRY(to.ensure(from.order().slot_end(), s_.executor));
+    SHOAL_TRY(to.own(slots));
     const SlotRange groups = s_.groups.of_layer(layer);
     for (uint32_t g = groups.begin; g < groups.end; ++g) {
         SHOAL_TRY(to.copy_part(g, part, from, s_.executor));

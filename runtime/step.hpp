@@ -40,6 +40,8 @@ public:
     // Writes rows of slots that were written before: they keep their stamps.
     Status replace(uint32_t layer, Store& store, std::span<const int64_t> slots,
                    const ConstTensor& k, const ConstTensor& v);
+    // Makes `to` what `from` is, sharing rows.
+    Status fork(Store& from, Store& to);
     // Makes a part of a layer in `to` what it is in `from`; the order with the first layer's keys.
     Status copy(uint32_t layer, kernels::RowPart part, const Store& from, Store& to);
 

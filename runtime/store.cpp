@@ -85,6 +85,11 @@ Status Store::ensure(uint32_t slot_end, const Executor& executor) {
     return Status::ok();
 }
 
+Status Store::own(std::span<const int64_t> slots) {
+    for (const auto& group : groups_) SHOAL_TRY(group->rows.own(slots));
+    return Status::ok();
+}
+
 Status Store::write(uint32_t group_index, const Group& group, RowPart part,
                     std::span<const int64_t> slots, const ConstTensor& rows,
                     const kernels::Backend& backend, const Executor& executor) {
@@ -182,10 +187,38 @@ Status Store::copy_part(uint32_t group_index, RowPart part, const Store& from,
         if (is_k) std::copy_n(source.written[span].k, 2, to.written[span].k);
         else std::copy_n(source.written[span].v, 2, to.written[span].v);
     }
-    to.history.forget();
-    if (!labelled) return Status::ok();
+    if (is_k) to.history = source.history;
+    if (labelled) copy_labels(to, source, slot_end, executor);
+    return Status::ok();
+}
+
+void Store::copy_labels(GroupStore& to, const GroupStore& from, uint32_t slot_end,
+                        const Executor& executor) {
+    if (from.labels.started()) {
+        to.labels.copy_from(from.labels);
+        return;
+    }
     to.labels.clear();
     if (slot_end != 0) to.labels.on_keys(to.rows.view(), {0, slot_end}, to.written, executor);
+}
+
+Status Store::fork_from(Store& from, const Executor& executor) {
+    clear();
+    for (size_t g = 0; g < groups_.size(); ++g) {
+        GroupStore& to = *groups_[g];
+        GroupStore& source = *from.groups_[g];
+        const bool labelled = to.labels.started();
+        Status status = to.rows.share_from(source.rows);
+        if (status && labelled) status = touch_labels(to, from.order_.slot_end());
+        if (!status) {
+            clear();
+            return status;
+        }
+        std::copy(source.written.begin(), source.written.end(), to.written.begin());
+        to.history = source.history;
+        if (labelled) copy_labels(to, source, from.order_.slot_end(), executor);
+    }
+    order_.copy_from(from.order_);
     return Status::ok();
 }
 

@@ -116,6 +116,22 @@ TEST_P(Sequences, DecodedRemovedAndCopied) {
     }
 }
 
+// Speculative decoding: drafts of several tokens, of which the last are cut again.
+TEST_P(Sequences, DraftedAndCut) {
+    ASSERT_TRUE(two_.made());
+    read_prompts();
+    for (llama_pos kept = 1; kept <= 4; ++kept) {
+        SCOPED_TRACE("of 5 tokens kept: " + std::to_string(kept));
+        std::vector<Piece> drafts;
+        for (llama_seq_id s = 0; s < count(); ++s) drafts.push_back(two_.next(s, s == 1 ? 1 : 5));
+        EXPECT_EQ(two_.decode(drafts), 0);
+        for (llama_seq_id s = 0; s < count(); ++s) {
+            if (s != 1) remove(s, two_.end(s) - 5 + kept, -1);
+        }
+        decode_all(1);
+    }
+}
+
 TEST_P(SavedSequences, SavedAndRestored) {
     ASSERT_TRUE(two_.made());
     read_prompts();

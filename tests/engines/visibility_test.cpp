@@ -2,6 +2,7 @@
 // cache that lies in.
 #include <algorithm>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "two_contexts.hpp"
@@ -14,8 +15,9 @@ constexpr uint32_t kRows = 24;
 constexpr uint32_t kSinks = 4;
 constexpr uint32_t kWindow = 8;
 
-std::string sparse_config() {
+std::string sparse_config(uint32_t sparse_queries_max = 8) {
     return "[budget]\nrows = " + std::to_string(kRows) +
+           "\nsparse_queries_max = " + std::to_string(sparse_queries_max) +
            "\ndense_below = 1\ndense_layers = []\n[profile]\npath = \"" SHOAL_TEST_PROFILE
            "\"\n[safety]\nsinks = " + std::to_string(kSinks) +
            "\nwindow = " + std::to_string(kWindow) + "\n";
@@ -72,7 +74,7 @@ public:
     bool made() const { return context_ != nullptr; }
     llama_memory_t memory() const { return llama_get_memory(context_.get()); }
 
-    // Appends tokens to sequences; with one token each, checks what every query attended.
+    // Appends tokens to sequences; checks what each query attended if there are few.
     void decode(const std::vector<std::pair<llama_seq_id, size_t>>& counts) {
         std::vector<Piece> pieces;
         for (const auto& [sequence, count] : counts) {
@@ -82,10 +84,7 @@ public:
         }
         ASSERT_EQ(decode_pieces(context_.get(), pieces).status, 0) << plugin().last_error();
         record(pieces);
-        if (std::all_of(pieces.begin(), pieces.end(),
-                        [](const Piece& piece) { return piece.tokens.size() == 1; })) {
-            for (uint32_t i = 0; i < pieces.size(); ++i) check(i, pieces[i].sequence);
-        }
+        for (uint32_t i = 0; i < written_.size() && written_.size() <= 8; ++i) check(i);
     }
     void remove(llama_seq_id sequence, llama_pos begin, llama_pos end) {
         ASSERT_TRUE(llama_memory_seq_rm(memory(), sequence, begin, end));
@@ -128,16 +127,19 @@ private:
     }
     // The tokens of a batch are written in its order: one of each piece in turn.
     void record(const std::vector<Piece>& pieces) {
-        size_t i = 0;
-        for (size_t t = 0; i < written_.size(); ++t) {
+        queries_.clear();
+        for (size_t t = 0; queries_.size() < written_.size(); ++t) {
             for (const Piece& piece : pieces) {
                 if (t >= piece.tokens.size()) continue;
-                cells_[written_[i++]] = {{piece.sequence},
-                                         piece.first + static_cast<llama_pos>(t)};
+                const llama_pos position = piece.first + static_cast<llama_pos>(t);
+                cells_[written_[queries_.size()]] = {{piece.sequence}, position};
+                queries_.push_back({piece.sequence, position});
             }
         }
     }
-    void check(uint32_t query, llama_seq_id sequence) {
+    // Only its own sequence, and no token after its own.
+    void check(uint32_t query) {
+        const auto [sequence, position] = queries_[query];
         for (const uint32_t layer : {0U, 11U, 29U}) {
             const std::vector<uint32_t> slots = attended(layer, query);
             ASSERT_FALSE(slots.empty());
@@ -146,6 +148,7 @@ private:
             for (const uint32_t slot : slots) {
                 ASSERT_EQ(cells_[slot].sequences.count(sequence), 1U)
                     << "layer " << layer << ", sequence " << sequence << " read slot " << slot;
+                ASSERT_LE(cells_[slot].position, position) << "layer " << layer;
                 ++checked_;
             }
         }
@@ -154,7 +157,8 @@ private:
     Context context_;
     std::vector<llama_token> novel_;
     size_t next_ = 0;
-    std::vector<int64_t> written_;
+    std::vector<int64_t> written_;  // slot of each query of the last batch
+    std::vector<std::pair<llama_seq_id, llama_pos>> queries_;
     std::map<int64_t, Cell> cells_;
     size_t checked_ = 0;
 };
@@ -181,6 +185,19 @@ TEST_F(Visible, NoQueryReadsAnotherSequence) {
     cache.shift(2, 34, -30);
     decode_all(2);
     EXPECT_GT(cache.checked(), 8U * 3 * 3 * kRows / 2);
+}
+
+// Speculative decoding: several tokens of a sequence at once, of which the last turn out wrong.
+TEST_F(Visible, DraftedTokensSeeNoneAfterThem) {
+    configure(sparse_config());
+    WatchedCache cache(2);
+    ASSERT_TRUE(cache.made()) << plugin().last_error();
+    cache.decode({{0, 80}, {1, 50}});
+    for (llama_pos end = 80; end < 80 + 6 * 2 && !HasFailure(); end += 2) {
+        cache.decode({{0, 5}, {1, 1}});
+        cache.remove(0, end + 2, -1);
+    }
+    EXPECT_GT(cache.checked(), 6U * 6 * 3 * kRows / 2);
 }
 
 // A stream is a store of its own: sparse attention in it is what it would be alone, bit for bit.
@@ -226,6 +243,66 @@ TEST_F(Visible, SparseInAStreamIsSparseAlone) {
         }
         EXPECT_EQ(count_different(together[s], expected), 0U) << "sequence " << s;
     }
+}
+
+// More queries in one store than sparse attention serves are attended exactly; a stream of its own
+// per sequence has one query each.
+TEST_F(Visible, SparseUpToSoManyQueriesOfAStore) {
+    configure(sparse_config(2));
+    for (const bool unified : {true, false}) {
+        ContextOptions options;
+        options.n_seq_max = 3;
+        options.n_ctx = 3 * 256;
+        options.n_ubatch = 128;
+        options.kv_unified = unified;
+        Context context = make_context(Engine::shoal, options);
+        ASSERT_TRUE(context) << plugin().last_error();
+        for (llama_seq_id s = 0; s < 3; ++s) {
+            decode_pieces(context.get(), {{s, 0, slice(novel_, 0, 60)}});
+        }
+        const auto decode = [&](llama_seq_id sequences) {
+            plugin().reset_stats();
+            std::vector<Piece> pieces;
+            for (llama_seq_id s = 0; s < sequences; ++s) {
+                pieces.push_back({s, s == 2 || sequences == 2 ? 60 : 61, {novel_[60]}});
+            }
+            EXPECT_EQ(decode_pieces(context.get(), pieces).status, 0);
+            std::string text(4096, 0);
+            text.resize(plugin().stats_json(text.data(), text.size()));
+            return nlohmann::json::parse(text);
+        };
+        EXPECT_EQ(decode(2)["queries_sparse"], 2 * 30);
+        const nlohmann::json three = decode(3);
+        EXPECT_EQ(three["queries_exact"], unified ? 3 * 30 : 0);
+        EXPECT_EQ(three["queries_sparse"], unified ? 0 : 3 * 30);
+    }
+}
+
+// How far stock is from itself when only its kernel changes is what rounding does to the answers of
+// this model (activations are quantised to 8 bits): the same in one sequence, attention_test.cpp.
+TEST_F(Visible, DenseInStreamsIsAsCloseToStockAsStockToItself) {
+    configure("[selector]\nkind = \"dense\"\n");
+    Logits logits[3];  // stock, Shoal, stock without flash attention
+    for (int i = 0; i < 3; ++i) {
+        Context context = make(i == 1 ? Engine::shoal : Engine::stock, 2, 512,
+                               i == 2 ? LLAMA_FLASH_ATTN_TYPE_DISABLED
+                                      : LLAMA_FLASH_ATTN_TYPE_ENABLED);
+        ASSERT_TRUE(context);
+        decode_pieces(context.get(),
+                      {{0, 0, slice(novel_, 0, 120)}, {1, 0, slice(novel_, 300, 350)}});
+        for (size_t at = 0; at < 6; ++at) {
+            const Answer answer = decode_pieces(
+                context.get(), {{0, static_cast<llama_pos>(120 + at), {novel_[120 + at]}},
+                                {1, static_cast<llama_pos>(50 + at), {novel_[350 + at]}}});
+            ASSERT_EQ(answer.status, 0) << plugin().last_error();
+            logits[i].insert(logits[i].end(), answer.logits.begin(), answer.logits.end());
+        }
+    }
+    const double ours = kl_mean(logits[0], logits[1]);
+    const double own = kl_mean(logits[0], logits[2]);
+    printf("two streams, KL to stock: Shoal dense %.3g, stock without flash attention %.3g\n", ours,
+           own);
+    EXPECT_LE(ours, std::max(1e-4, 1.5 * own));
 }
 
 }  // namespace shoal::testing

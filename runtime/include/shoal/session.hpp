@@ -93,6 +93,10 @@ public:
                                    const SessionOptions& options);
 
     Result<StoreId> open();
+    // Opens a store that holds what `store` holds and answers as it would, bit for bit. Rows are
+    // shared until one of the two writes near them (64 KiB at a time); labels and order are
+    // copied.
+    Result<StoreId> fork(StoreId store);
     Status close(StoreId store);
     // Forgets everything in the store: as just opened.
     Status clear(StoreId store);
