@@ -27,8 +27,8 @@ ModelShape RandomOperations::shape() {
     return small_model(kLayers, kHeads, kQueryHeads / kHeads, kDim);
 }
 
-RandomOperations::RandomOperations(uint64_t seed, const std::string& profile)
-    : random_(seed), config_(config()), shape_(shape()) {
+RandomOperations::RandomOperations(uint64_t seed, const std::string& profile, bool named)
+    : random_(seed), named_(named), config_(config()), shape_(shape()) {
     config_.profile.path = profile;
     SessionOptions options;
     options.store_count_max = kStores;
@@ -52,6 +52,7 @@ void RandomOperations::add_to(Counts& counts) const {
     counts.shifts += counts_.shifts;
     counts.restores += counts_.restores;
     counts.answers += counts_.answers;
+    counts.zeros += counts_.zeros;
     const Stats stats = session_->stats();
     counts.stats.queries_sparse += stats.queries_sparse;
     counts.stats.queries_dense += stats.queries_dense;

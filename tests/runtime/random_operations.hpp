@@ -23,11 +23,13 @@ public:
         uint64_t shifts = 0;
         uint64_t restores = 0;
         uint64_t answers = 0;  // queries whose answer was compared
+        uint64_t zeros = 0;    // channels that no visible row has anything in
         Stats stats;
     };
 
-    // `profile`: a file to take channels from, or empty to learn them.
-    RandomOperations(uint64_t seed, const std::string& profile);
+    // `profile`: a file to take channels from, or empty to learn them. With `named`, values say
+    // which sequence they are of, and an answer that holds the least of another's row shows.
+    RandomOperations(uint64_t seed, const std::string& profile, bool named);
     // Stops at the first failure.
     void run(uint32_t operations);
     void add_to(Counts& counts) const;
@@ -124,11 +126,13 @@ private:
     void check_list(uint32_t layer, const PlainStore& plain, const std::vector<uint32_t>& visible,
                     const std::vector<uint32_t>& slots);
     std::vector<float> random_rows(size_t rows, uint32_t heads, bool twins);
+    std::vector<float> named_rows(const StepRun& step);
     static ConstTensor as_rows(const void* data, DType dtype, size_t n, uint32_t heads);
     Saved read_rows(uint32_t stream, const std::vector<uint32_t>& slots);
     void put_rows(uint32_t stream, const Saved& saved, const std::vector<uint32_t>& slots);
 
     std::mt19937_64 random_;
+    bool named_;
     Config config_;
     ModelShape shape_;
     std::unique_ptr<Session> session_;

@@ -20,6 +20,18 @@ std::vector<float> RandomOperations::random_rows(size_t rows, uint32_t heads, bo
     return values;
 }
 
+// Values that say who wrote them: 1 in a channel of the token's sequence, 0 elsewhere.
+std::vector<float> RandomOperations::named_rows(const StepRun& step) {
+    std::vector<float> values(step.tokens.size() * kRowFloats);
+    for (size_t i = 0; i < step.tokens.size(); ++i) {
+        const uint32_t channel = step.tokens[i].sequence * 4 + below(4);
+        for (uint32_t head = 0; head < kHeads; ++head) {
+            values[i * kRowFloats + head * kDim + channel] = 1.0F;
+        }
+    }
+    return values;
+}
+
 // Streams in any order; in each, sequences take turns.
 RandomOperations::StepRun RandomOperations::plan_step(std::vector<Token> tokens, bool twins) {
     StepRun step;
@@ -72,7 +84,8 @@ void RandomOperations::run_step(std::vector<Token> tokens, bool twins) {
                                 one_in(4) ? 0 : ++version_};
     for (uint32_t l = 0; l < kLayers; ++l) {
         const std::vector<float> k = random_rows(slots.size(), kHeads, twins);
-        const std::vector<float> v = random_rows(slots.size(), kHeads, twins);
+        const std::vector<float> v =
+            named_ && !twins ? named_rows(step) : random_rows(slots.size(), kHeads, twins);
         const ConstTensor k_rows = as_rows(k.data(), DType::f32, slots.size(), kHeads);
         const ConstTensor v_rows = as_rows(v.data(), DType::f32, slots.size(), kHeads);
         if (one_in(2)) {
@@ -139,6 +152,9 @@ void RandomOperations::check_answer(const StepRun& step, uint32_t layer, uint32_
     plain.attend(layer, head, q + size_t{head} * kDim, slots, expected);
     for (uint32_t c = 0; c < kDim; ++c) {
         ASSERT_NEAR(expected[c], out[head * kDim + c], 3e-5) << "channel " << c;
+        if (expected[c] != 0) continue;
+        ++counts_.zeros;
+        ASSERT_EQ(out[head * kDim + c], 0.0F) << "a row of another sequence, channel " << c;
     }
     ++counts_.answers;
 }
