@@ -50,13 +50,13 @@ uint64_t partial_bytes(const SessionState& state) {
 }
 
 uint64_t view_bytes(const Limits& limits) {
-    return limits.queries_max * QueryView::bytes(limits.slot_count_max);
+    return limits.views_max * QueryView::bytes(limits.slot_count_max);
 }
 
-uint64_t seen_bytes(const Limits& limits) {
-    const uint64_t spans =
-        (uint64_t{limits.slot_count_max} + kernels::kSpanSlots - 1) / kernels::kSpanSlots;
-    return spans * sizeof(kernels::SpanMask);
+uint64_t seen_bytes(const SessionState& state) {
+    const uint64_t spans = (uint64_t{state.limits.slot_count_max} + kernels::kSpanSlots - 1) /
+                           kernels::kSpanSlots;
+    return state.options.store_count_max * spans * sizeof(kernels::SpanMask);
 }
 
 }  // namespace
@@ -73,6 +73,7 @@ Limits limits_of(const Config& config, const SessionOptions& options, const Grou
     Limits limits;
     limits.slot_count_max = options.slots_per_store;
     limits.queries_max = config.budget.sparse_queries_max;
+    limits.views_max = limits.queries_max * options.store_count_max;
     limits.thread_count = thread_count;
     for (const Group& group : groups.all()) {
         limits.q_head_count_max = std::max(limits.q_head_count_max, group.q_head_count());
@@ -104,7 +105,7 @@ Status lay_out(offload::Arena& arena, SessionState& state) {
     SHOAL_TRY(take(arena, MemoryTag::workspace, prefill_bytes(state), work.prefill));
     SHOAL_TRY(take(arena, MemoryTag::workspace, partial_bytes(state), work.partials));
     SHOAL_TRY(take(arena, MemoryTag::index, view_bytes(limits), work.views));
-    SHOAL_TRY(take(arena, MemoryTag::index, seen_bytes(limits), work.seen));
+    SHOAL_TRY(take(arena, MemoryTag::index, seen_bytes(state), work.seen));
     return lay_out_lists(arena, state);
 }
 
@@ -119,7 +120,7 @@ Status lay_out_lists(offload::Arena& arena, SessionState& state) {
             SessionState::list_rows(state.config, group, limits.slot_count_max);
         state.list_offset.push_back(slots);
         state.list_rows_max.push_back(rows);
-        slots += size_t{rows} * limits.queries_max;
+        slots += size_t{rows} * limits.views_max;
     }
     return take(arena, MemoryTag::workspace, slots * sizeof(uint32_t), state.workspace.lists);
 }

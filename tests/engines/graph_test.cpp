@@ -164,9 +164,6 @@ TEST_F(Graph, RefusedShapes) {
     shape.matmul_instead = true;
     expect_refused(shape, "flash attention is off");
     shape = {};
-    shape.streams = 2;
-    expect_refused(shape, "2 streams");
-    shape = {};
     shape.first_layer = 3;
     expect_refused(shape, "layer 0 keeps its KV cache elsewhere");
     shape = {};

@@ -1,8 +1,9 @@
-// Random growth, release and reuse of stores that share an Arena, against plain vectors.
+// Random growth, sharing, release and reuse of stores that share an Arena, against plain vectors.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <random>
 #include <string>
@@ -27,12 +28,13 @@ public:
     void use(uint32_t rounds) {
         for (uint32_t i = 0; i < rounds && !::testing::Test::HasFailure(); ++i) {
             SCOPED_TRACE("round " + std::to_string(i));
-            const uint32_t which = below(12);
+            const uint32_t which = below(14);
             if (stores_.empty() || (which == 0 && stores_.size() < 6)) create();
             else if (which < 6) grow();
             else if (which < 8) write();
             else if (which < 10) release(below(2) == 0 ? 8 : UINT32_MAX);
             else if (which == 10) release_everything();
+            else if (which > 11) share();
             else destroy();
             check_bytes_taken();
         }
@@ -42,9 +44,14 @@ public:
         EXPECT_EQ(budget_.used_bytes(), 0U);
     }
 
+    uint64_t shared() const { return shared_; }
+
 private:
     uint32_t below(uint32_t n) { return static_cast<uint32_t>(random_() % n); }
     Checked& any() { return stores_[below(static_cast<uint32_t>(stores_.size()))]; }
+
+    // What a table may put into RAM ahead of need.
+    static constexpr uint64_t kTableGrowth = 64 << 10;
 
     void create() {
         static constexpr uint32_t kDims[] = {32, 64, 80, 128};
@@ -53,8 +60,12 @@ private:
         format.kv_head_count = 1 + below(5);
         format.k_head_dim = kDims[below(4)];
         format.v_head_dim = kDims[below(4)];
-        Result<BlockStore> made =
-            BlockStore::create(arena_, make_block_layout(format), 1 + below(3000));
+        uint32_t slots = 1 + below(3000);
+        if (!stores_.empty() && below(2) == 0) {  // one that rows can be shared with
+            format = stores_.back().store.layout().format;
+            slots = stores_.back().store.slot_count_max();
+        }
+        Result<BlockStore> made = BlockStore::create(arena_, make_block_layout(format), slots);
         ASSERT_TRUE(made) << made.status().message();
         stores_.push_back({std::move(*made), {}});
     }
@@ -77,12 +88,36 @@ private:
         const uint32_t begin = below(static_cast<uint32_t>(checked.bytes.size()));
         const auto end =
             std::min(begin + 1 + below(200), static_cast<uint32_t>(checked.bytes.size()));
+        std::vector<int64_t> slots(end - begin);
+        std::iota(slots.begin(), slots.end(), int64_t{begin});
+        if (below(3) == 0) std::shuffle(slots.begin(), slots.end(), random_);
+        ASSERT_TRUE(checked.store.own(slots));
         const kernels::KvView view = checked.store.view();
         for (uint32_t slot = begin; slot < end; ++slot) {
             checked.bytes[slot] = static_cast<uint8_t>(1 + below(255));
             std::memset(view.piece(slot), checked.bytes[slot], view.format.piece_stride_bytes);
         }
-        check(checked);
+        for (Checked& each : stores_) check(each);
+    }
+
+    void share() {
+        Checked& from = any();
+        for (Checked& to : stores_) {
+            const BlockLayout& layout = to.store.layout();
+            const kernels::PieceFormat& format = from.store.layout().format;
+            if (&to == &from || to.store.slot_count_max() != from.store.slot_count_max() ||
+                layout.format.v_offset_bytes != format.v_offset_bytes ||
+                layout.format.row_stride_bytes != format.row_stride_bytes ||
+                layout.format.piece_stride_bytes != format.piece_stride_bytes) {
+                continue;
+            }
+            const uint64_t before = arena_.committed_bytes();
+            ASSERT_TRUE(to.store.share_from(from.store));
+            EXPECT_LE(arena_.committed_bytes(), before + kTableGrowth) << "rows were copied";
+            to.bytes = from.bytes;
+            ++shared_;
+            return write();
+        }
     }
 
     void release(uint32_t slots_max) {
@@ -140,18 +175,22 @@ private:
     Arena arena_ = Arena::real(budget_, HugePages::advise);
     std::vector<Checked> stores_;
     bool one_is_gone_ = false;
+    uint64_t shared_ = 0;
 };
 
 TEST(BlockStoreProperty, AnyUseKeepsEveryRow) {
     Result<std::unique_ptr<OwnExecutor>> own = OwnExecutor::create({.threads = 2, .pin = false});
     ASSERT_TRUE(own);
     const Executor executor = (*own)->executor();
+    uint64_t shared = 0;
     for (uint64_t seed = 1; seed <= 40; ++seed) {
         SCOPED_TRACE("seed " + std::to_string(seed));
         StoresRig rig(seed, seed % 2 == 0 ? &executor : nullptr);
         rig.use(60);
         if (HasFailure()) return;
+        shared += rig.shared();
     }
+    EXPECT_GT(shared, 40U);
 }
 
 // The same requests to a counting Arena and to a real one take the same bytes.
