@@ -62,7 +62,7 @@ if(SHOAL_KERNELS_ONLY)
 endif()
 shoal_test(offload BUDGET 1 LONG_BUDGET 2 LINK shoal_offload)
 shoal_test(calib BUDGET 1 LONG_BUDGET 2 LINK shoal_core)
-shoal_test(runtime BUDGET 2 LONG_BUDGET 6 LINK shoal_core)
+shoal_test(runtime BUDGET 2 LONG_BUDGET 3 LINK shoal_core)
 
 set(test_data
     "SHOAL_TEST_MODEL=\"${SHOAL_TEST_DATA_DIR}/SmolLM2-135M-Instruct.Q4_1.gguf\""
