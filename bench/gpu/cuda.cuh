@@ -298,14 +298,20 @@ inline Summary time_stream(const Context& context, cudaStream_t stream, const En
 
 // Microseconds of one of `inner` calls that are captured in one graph and replayed: kernels follow
 // each other as in a captured step. `enqueue` is given 0 .. inner - 1, to rotate its buffers. The
-// graph runs once to warm up and twice for each sample.
+// graph runs once to warm up and twice for each sample; `prepare` goes before each timed run and is
+// not timed.
 inline Summary time_captured(const Context& context, cudaStream_t stream, uint32_t inner,
-                             const std::function<void(cudaStream_t, uint32_t)>& enqueue) {
+                             const std::function<void(cudaStream_t, uint32_t)>& enqueue,
+                             const Enqueue& prepare = {}) {
     const Graph graph(stream, [&] {
         for (uint32_t i = 0; i < inner; ++i) enqueue(stream, i);
     });
     const auto replay = [&](cudaStream_t target) { graph.launch(target); };
-    Summary summary = time_stream(context, stream, replay, replay);
+    const auto lead = [&](cudaStream_t target) {
+        graph.launch(target);
+        if (prepare) prepare(target);
+    };
+    Summary summary = time_stream(context, stream, replay, lead);
     summary.median /= inner;
     summary.p10 /= inner;
     summary.p90 /= inner;

@@ -130,11 +130,6 @@ void time_gather(Gatherer& g, Way way, const Source& source, uint32_t piece_byte
 
 // --- neighbours -------------------------------------------------------------------------------
 
-// Units of work of about 0.1 ms, so that one is never the whole of a window: a fetch of half a
-// step's rows of a layer, and a read that L2 cannot hold.
-constexpr uint64_t kNeighbourFetchBytes = uint64_t{4} << 20;
-constexpr uint64_t kNeighbourReadBytes = uint64_t{256} << 20;
-
 // Tensor-core product [size, depth] x [depth, size], checked on one row of the result. Of little
 // depth: a block lasts as long as its depth, and whoever waits for a place waits for a block.
 class Gemm {
@@ -227,23 +222,15 @@ void time_neighbours(Gatherer& g, Way way) {
     }
 }
 
-void time_way(Gatherer& g, Way way) {
-    const std::vector<uint32_t>& all = g.context.plan.pieces;
-    // The sizes that decide come first, the neighbours before the rest.
-    const auto decides = [](uint32_t piece) { return piece == 4096 || piece == 512; };
+// A backend chooses between 512 B and 4 KiB: their figures come before all others.
+enum class Sizes : uint8_t { deciding, other };
+
+void time_pieces(Gatherer& g, Way way, Order order, Sizes sizes) {
     for (const Source& source : g.sources) {
-        for (const uint32_t piece : all) {
-            if (decides(piece)) time_gather(g, way, source, piece, Order::random);
+        for (const uint32_t piece : g.context.plan.pieces) {
+            const Sizes of = piece == 4096 || piece == 512 ? Sizes::deciding : Sizes::other;
+            if (of == sizes) time_gather(g, way, source, piece, order);
         }
-    }
-    time_neighbours(g, way);
-    for (const Source& source : g.sources) {
-        for (const uint32_t piece : all) {
-            if (!decides(piece)) time_gather(g, way, source, piece, Order::random);
-        }
-    }
-    for (const Source& source : g.sources) {
-        for (const uint32_t piece : all) time_gather(g, way, source, piece, Order::sorted);
     }
 }
 
@@ -251,9 +238,16 @@ void time_way(Gatherer& g, Way way) {
 
 void run_gather(Context& context) {
     Gatherer gatherer(context);
-    time_way(gatherer, Way::plain);
-    // Last: a fault in bulk copies would end the process, and take nothing else with it.
-    if (context.device.has_bulk_copy) time_way(gatherer, Way::bulk);
+    std::vector<Way> ways = {Way::plain};
+    // Behind all that decides about loads: a fault in bulk copies would end the process.
+    if (context.device.has_bulk_copy) ways.push_back(Way::bulk);
+    for (const Way way : ways) {
+        time_pieces(gatherer, way, Order::random, Sizes::deciding);
+        time_neighbours(gatherer, way);
+        time_pieces(gatherer, way, Order::sorted, Sizes::deciding);
+    }
+    for (const Way way : ways) time_pieces(gatherer, way, Order::random, Sizes::other);
+    for (const Way way : ways) time_pieces(gatherer, way, Order::sorted, Sizes::other);
 }
 
 }  // namespace shoal::gpu

@@ -92,7 +92,8 @@ Plan make_plan_here(const DeviceFacts& facts, bool small, Report& report) {
     report.fact("host memory free", std::to_string(host >> 20) + " MiB");
     std::vector<std::string> notes;
     const uint32_t span_bytes = make_label_model(1, kLabelScaleMax, 3).span_bytes;
-    const Plan plan = make_plan({free_bytes, host, facts.l2_bytes}, small, span_bytes, notes);
+    const Plan plan = make_plan({free_bytes, host, facts.l2_bytes, facts.processor_count}, small,
+                                span_bytes, notes);
     for (const std::string& note : notes) report.note(note);
     return plan;
 }

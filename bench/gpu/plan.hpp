@@ -22,13 +22,15 @@ inline constexpr uint64_t kLayerWeightBytes =
 // Rows go to pinned memory by way of a device buffer of this size.
 inline constexpr uint64_t kFillChunk = uint64_t{64} << 20;
 
-struct Memory {
+struct Machine {
     uint64_t device_free_bytes = 0;
     uint64_t host_free_bytes = 0;
     uint64_t l2_bytes = 0;
+    uint32_t processors = 0;  // multiprocessors: workspaces grow with them
 };
 
 struct Plan {
+    uint32_t processors = 0;
     uint64_t pinned_bytes = 0;        // region that gathers read from; a power of 2
     uint64_t register_bytes = 0;      // pinned and unpinned to measure how long it takes
     uint64_t stream_bytes = 0;        // device buffer read or copied as one stream
@@ -53,11 +55,17 @@ struct Plan {
 };
 
 // Every size that had to shrink adds a sentence to `notes`.
-Plan make_plan(const Memory& memory, bool small, uint32_t span_bytes,
+Plan make_plan(const Machine& machine, bool small, uint32_t span_bytes,
                std::vector<std::string>& notes);
 
-// What a step of `tokens` takes on the device, weights apart.
-uint64_t step_bytes(const Plan& plan, uint32_t tokens, uint32_t span_bytes);
+// Units of work beside which a gather is timed, about 0.1 ms each, so that one is never the whole
+// of a window: a fetch of half a step's rows of a layer, and a read that L2 cannot hold.
+inline constexpr uint64_t kNeighbourFetchBytes = uint64_t{4} << 20;
+inline constexpr uint64_t kNeighbourReadBytes = uint64_t{256} << 20;
+// Select calls in a graph, with a histogram each.
+inline constexpr uint32_t kSelectCalls = 20;
+// Of rows that are written back, until they are written over.
+inline constexpr uint32_t kRingSlots = 64;
 
 // Slots of a request in the hot rows that attention is timed on, a power of 2: between two reads of
 // a slot lie at least cold_bytes of others, whatever the number of rows a call selects.

@@ -11,7 +11,6 @@ namespace shoal::gpu {
 namespace {
 
 constexpr uint32_t kThreads = 256;
-constexpr uint32_t kRingSlots = 64;
 constexpr uint32_t kNodes = 32;
 constexpr uint64_t kTimeoutNs = 2000000000;
 

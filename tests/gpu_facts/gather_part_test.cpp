@@ -15,6 +15,7 @@ TEST(PartGather, RunsWholeAndEveryCheckPasses) {
         EXPECT_EQ(run.values(way, "order"), (Names{"random", "sorted"}));
         EXPECT_EQ(run.values(way, "ctas"), (Names{"1", "3"}));
     }
+    test::expect_needs(run, gather_needs(run.plan));
     for (const std::string row : {"slowdown", "overlap", "neighbour's pace"}) {
         EXPECT_EQ(run.values(row, "of").size(), 9U) << row;      // 2 neighbours, 7 transfers
         EXPECT_EQ(run.values(row, "beside").size(), 9U) << row;

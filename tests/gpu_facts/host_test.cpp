@@ -7,6 +7,7 @@
 #include <limits>
 #include <set>
 
+#include "bench/gpu/needs.hpp"
 #include "bench/gpu/options.hpp"
 #include "bench/gpu/plan.hpp"
 #include "bench/gpu/report.hpp"
@@ -168,7 +169,7 @@ constexpr uint32_t kSpanBytes = 2304;
 
 TEST(PlanSizes, ALargeMachineTakesThemWhole) {
     std::vector<std::string> notes;
-    const Plan plan = make_plan({78 * kGiB, 120 * kGiB, 50 << 20}, false, kSpanBytes, notes);
+    const Plan plan = make_plan({78 * kGiB, 120 * kGiB, 50 << 20, 132}, false, kSpanBytes, notes);
     EXPECT_TRUE(notes.empty()) << notes.front();
     EXPECT_EQ(plan.tokens.back(), 262144U);
     EXPECT_EQ(plan.step_weight_layers, kLayers);
@@ -177,23 +178,31 @@ TEST(PlanSizes, ALargeMachineTakesThemWhole) {
     EXPECT_EQ(kLayerWeightBytes, uint64_t{436207616}) << "Llama-3.1-8B: 218 M weights a layer";
 }
 
+std::vector<Needs> all_needs(const Plan& plan) {
+    return {link_needs(plan),
+            gather_needs(plan),
+            label_scan_needs(plan, kSpanBytes),
+            select_needs(plan),
+            resolve_attend_needs(plan),
+            step_graph_needs(plan, kSpanBytes),
+            write_back_needs(plan)};
+}
+
 TEST(PlanSizes, ShrinkUntilTheyFitAndSaySo) {
     for (const uint64_t device : {uint64_t{1} << 28, kGiB, 4 * kGiB, 12 * kGiB, 24 * kGiB}) {
         std::vector<std::string> notes;
-        const Plan plan = make_plan({device, kGiB, 50 << 20}, false, kSpanBytes, notes);
+        const Plan plan = make_plan({device, kGiB, 50 << 20, 132}, false, kSpanBytes, notes);
         EXPECT_FALSE(notes.empty());
-        EXPECT_LE(plan.pinned_bytes, kGiB / 2);
         EXPECT_EQ(plan.pinned_bytes & (plan.pinned_bytes - 1), 0U);
-        if (device >= 4 * kGiB) {
-            EXPECT_LE(step_bytes(plan, plan.step_tokens.back(), kSpanBytes) +
-                          plan.step_weight_layers * kLayerWeightBytes,
-                      device);
+        for (const Needs& needs : all_needs(plan)) {
+            EXPECT_LE(needs.device, device);
+            EXPECT_LE(needs.pinned, kGiB);
         }
         EXPECT_FALSE(plan.tokens.empty());
         EXPECT_FALSE(plan.step_tokens.empty());
     }
     std::vector<std::string> notes;
-    EXPECT_LT(make_plan({12 * kGiB, 64 * kGiB, 50 << 20}, false, kSpanBytes, notes)
+    EXPECT_LT(make_plan({12 * kGiB, 64 * kGiB, 50 << 20, 132}, false, kSpanBytes, notes)
                   .step_weight_layers,
               kLayers);
     EXPECT_THAT(notes, ElementsAre(HasSubstr("layers instead of 32")));
@@ -201,7 +210,7 @@ TEST(PlanSizes, ShrinkUntilTheyFitAndSaySo) {
 
 TEST(PlanSizes, ColdMeansColdForEveryNumberOfRows) {
     std::vector<std::string> notes;
-    const Plan plan = make_plan({78 * kGiB, 120 * kGiB, 50 << 20}, false, kSpanBytes, notes);
+    const Plan plan = make_plan({78 * kGiB, 120 * kGiB, 50 << 20, 132}, false, kSpanBytes, notes);
     for (const uint32_t batch : plan.batches) {
         const uint32_t slots = attend_slots(plan, batch);
         EXPECT_EQ(slots & (slots - 1), 0U);
@@ -213,9 +222,17 @@ TEST(PlanSizes, ColdMeansColdForEveryNumberOfRows) {
         EXPECT_LE(uint64_t{slots} * batch * kPieceBytes, kGiB);
     }
     notes.clear();
-    const Plan tight = make_plan({kGiB / 2, kGiB, 50 << 20}, false, kSpanBytes, notes);
+    const Plan tight = make_plan({kGiB / 2, kGiB, 50 << 20, 132}, false, kSpanBytes, notes);
     EXPECT_LE(uint64_t{attend_slots(tight, 8)} * 8 * kPieceBytes, kGiB / 2);
     EXPECT_THAT(notes, ::testing::Contains(HasSubstr("attend: at most 1024 rows")));
+}
+
+TEST(PlanSizes, GathersShrinkWithTheirNeighbours) {
+    std::vector<std::string> notes;
+    const Plan plan = make_plan({100 << 20, 64 * kGiB, 50 << 20, 132}, false, kSpanBytes, notes);
+    EXPECT_LE(gather_needs(plan).device, uint64_t{100} << 20);
+    EXPECT_LT(plan.gemm_size, 4096U);
+    EXPECT_THAT(notes, ::testing::Contains(HasSubstr("bytes gathered at a time")));
 }
 
 TEST(PlanSizes, ReplaysAreWholeRounds) {
@@ -228,7 +245,7 @@ TEST(PlanSizes, ReplaysAreWholeRounds) {
 
 TEST(PlanSizes, SmallFitsAnything) {
     std::vector<std::string> notes;
-    const Plan plan = make_plan({kGiB * 3, kGiB, 50 << 20}, true, kSpanBytes, notes);
+    const Plan plan = make_plan({kGiB * 3, kGiB, 50 << 20, 132}, true, kSpanBytes, notes);
     EXPECT_TRUE(notes.empty());
     EXPECT_LE(plan.pinned_bytes + plan.register_bytes, uint64_t{64} << 20);
     EXPECT_GE(plan.step_hot_slots, plan.step_rows);

@@ -9,6 +9,7 @@ namespace {
 TEST(PartLink, RunsWholeAndEveryCheckPasses) {
     const test::PartRun run = test::run_part(Part::link, run_link);
     using Names = std::set<std::string>;
+    test::expect_needs(run, link_needs(run.plan));
     for (const std::string row : {"dma h2d", "dma d2h", "dma both at once"}) {
         EXPECT_EQ(run.values(row, "piece"), (Names{"4 KiB", "16 KiB", "64 KiB", "256 KiB"}));
         EXPECT_EQ(run.values(row, "memory"), (Names{"cudaHostAlloc", "registered"}));

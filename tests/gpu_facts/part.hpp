@@ -10,8 +10,11 @@
 #include <vector>
 
 #include "bench/gpu/cuda.cuh"
+#include "bench/gpu/memory.cuh"
+#include "bench/gpu/needs.hpp"
 #include "bench/gpu/options.hpp"
 #include "bench/gpu/parts.hpp"
+#include "bench/gpu/reference.hpp"
 
 namespace shoal::gpu::test {
 
@@ -43,9 +46,10 @@ inline DeviceFacts emulated_device() {
 
 inline Plan tiny_plan() {
     Plan plan;
+    plan.processors = emulated_device().processor_count;
     plan.pinned_bytes = 1 << 20;
     plan.register_bytes = 1 << 20;
-    plan.stream_bytes = 1 << 20;
+    plan.stream_bytes = 1 << 18;
     plan.dma_bytes_max = 1 << 18;
     plan.dma_sample_bytes = 1 << 18;
     plan.gather_sample_bytes = 1 << 17;
@@ -90,5 +94,14 @@ inline PartRun run_part(Part part, void (*run)(Context&)) {
     for (const auto& note : result.json["notes"]) ADD_FAILURE() << note;
     return result;
 }
+
+// What the plan counts for a part is what it held: never less, and little more.
+inline void expect_needs(const PartRun& run, const Needs& needs) {
+    EXPECT_LE(run.device_peak, needs.device);
+    EXPECT_GE(run.device_peak * 13, needs.device * 10);
+    EXPECT_LE(run.pinned_peak, needs.pinned);
+    EXPECT_GE(run.pinned_peak * 13, needs.pinned * 10);
+}
+inline uint32_t label_span_bytes() { return make_label_model(1, kLabelScaleMax, 3).span_bytes; }
 
 }  // namespace shoal::gpu::test

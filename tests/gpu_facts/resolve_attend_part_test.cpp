@@ -8,7 +8,9 @@ namespace {
 
 TEST(PartResolveAttend, RunsWholeAndEveryCheckPasses) {
     const test::PartRun run = test::run_part(Part::resolve_attend, run_resolve_attend);
-    EXPECT_FALSE(run.json["rows"].empty());
+    test::expect_needs(run, resolve_attend_needs(run.plan));
+    EXPECT_EQ(run.values("resolve", "misses"), (std::set<std::string>{"0", "10", "50"}));
+    EXPECT_EQ(run.values("attend", "rows"), (std::set<std::string>{"32", "96"}));
 }
 
 }  // namespace

@@ -8,7 +8,10 @@ namespace {
 
 TEST(PartStepGraph, RunsWholeAndEveryCheckPasses) {
     const test::PartRun run = test::run_part(Part::step_graph, run_step_graph);
-    EXPECT_FALSE(run.json["rows"].empty());
+    test::expect_needs(run, step_graph_needs(run.plan, test::label_span_bytes()));
+    EXPECT_EQ(run.values("captured step, per layer", "weights").size(), 3U);
+    EXPECT_EQ(run.values("captured step, per layer", "misses").size(), 3U);
+    EXPECT_EQ(run.values("stage adds, per layer", "stage").size(), 5U);
 }
 
 }  // namespace

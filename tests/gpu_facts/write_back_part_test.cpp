@@ -8,6 +8,7 @@ namespace {
 
 TEST(PartWriteBack, RunsWholeAndEveryCheckPasses) {
     const test::PartRun run = test::run_part(Part::write_back, run_write_back);
+    test::expect_needs(run, write_back_needs(run.plan));
     EXPECT_EQ(run.values("graph launch to acknowledgement", "batch"),
               (std::set<std::string>{"1", "2"}));
     EXPECT_EQ(run.values("host asks, row written, host sees", "batch").size(), 1U);
