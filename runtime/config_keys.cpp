@@ -393,7 +393,7 @@ std::string config_unknown_key_text(std::string_view name) {
                      : fmt::format("unknown key (did you mean {}?)", near);
     }
     if (known && dot == std::string_view::npos) {
-        return fmt::format("is a section, not a key ([{}] has: {})", section,
+        return fmt::format("must be a section ([{}] has: {})", section,
                            fmt::join(siblings, ", "));
     }
     return known ? fmt::format("unknown key ([{}] has: {})", section, fmt::join(siblings, ", "))
