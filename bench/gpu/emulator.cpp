@@ -38,7 +38,11 @@
 namespace shoal::gpu {
 namespace {
 
-constexpr size_t kStackBytes = size_t{128} << 10;
+constexpr size_t kStackBytes = size_t{160} << 10;
+// Stacks lie a multiple of 4 KiB apart: without a shift the tops of a thousand of them share a few
+// sets of every cache, and each switch of fibers waits for memory.
+constexpr size_t kStackShift = 576;
+constexpr size_t kStackShifts = 64;
 constexpr size_t kSharedBytes = size_t{228} << 10;
 
 enum class State : uint8_t { ready, at_block_barrier, at_warp_exchange, polling, done };
@@ -162,14 +166,14 @@ std::vector<uint32_t> order_of(uint32_t count, uint32_t seed, uint32_t salt) {
     return order;
 }
 
-void begin_fiber(Fiber& fiber) {
+void begin_fiber(Fiber& fiber, size_t index) {
     fiber.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
 #ifdef SHOAL_EMULATOR_ASAN
     __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
 #endif
     getcontext(&fiber.place.context);
     fiber.place.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.place.context.uc_stack.ss_size = kStackBytes;
+    fiber.place.context.uc_stack.ss_size = kStackBytes - index % kStackShifts * kStackShift;
     fiber.place.context.uc_link = nullptr;
     fiber.place.begun = false;
     makecontext(&fiber.place.context, fiber_main, 0);
@@ -189,9 +193,11 @@ bool finish_exchanges(uint32_t warp) {
                        lanes[other].mask == mask;
         }
         if (!complete) continue;
+        std::array<uint64_t, 32> values;
+        for (uint32_t i = 0; i < 32; ++i) values[i] = lanes[i].value;
         for (uint32_t other = 0; other < 32; ++other) {
             if (((mask >> other) & 1U) == 0) continue;
-            for (uint32_t i = 0; i < 32; ++i) lanes[other].received[i] = lanes[i].value;
+            lanes[other].received = values;
             lanes[other].state = State::ready;
         }
         progress = true;
@@ -264,7 +270,7 @@ namespace emulator {
 
 void launch(const Launch& shape, const std::function<void()>& body) {
     thread_local std::deque<Fiber> fibers;
-    while (fibers.size() < shape.threads) begin_fiber(fibers.emplace_back());
+    for (size_t t = fibers.size(); t < shape.threads; ++t) begin_fiber(fibers.emplace_back(), t);
     Block running{fibers, shape.threads};
     block = &running;
     running.body = &body;

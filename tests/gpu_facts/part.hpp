@@ -62,7 +62,7 @@ inline Plan tiny_plan() {
     plan.batches = {1, 2};
     plan.select_rows = {16, 64};
     plan.attend_rows = {32, 96};
-    plan.step_tokens = {512};
+    plan.step_tokens = {256};
     plan.step_layers = 2;
     plan.step_weight_layers = 2;
     plan.step_weight_bytes = 1 << 14;
@@ -71,9 +71,9 @@ inline Plan tiny_plan() {
     return plan;
 }
 
-inline PartRun run_part(Part part, void (*run)(Context&)) {
+inline PartRun run_part(Part part, void (*run)(Context&), const Plan& plan = tiny_plan()) {
     PartRun result;
-    result.plan = tiny_plan();
+    result.plan = plan;
     const DeviceFacts device = emulated_device();
     Report report(nullptr);
     report.begin_part(part_info(part).name);
