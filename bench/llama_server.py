@@ -8,6 +8,7 @@ candidates up to the first token that differs, are compared with the first run o
 How far stock is from itself is shown by a second run (requests meet in other batches) and by one
 without flash attention (another attention kernel): weights of few bits make either visible.
 
+    ninja -C build/llama llama-server
     python3 bench/llama_server.py --llama-bin build/llama/bin --plugin build/cpu/libggml-shoal.so \\
         --model build/deps/SmolLM2-135M-Instruct.Q4_1.gguf --text build/deps/austen/emma.txt
 
