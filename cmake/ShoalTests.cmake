@@ -39,7 +39,8 @@ function(shoal_test folder)
     target_compile_options(${target} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1>)
     target_link_libraries(${target} PRIVATE ${arg_LINK} GTest::gmock GTest::gtest_main
         Threads::Threads ${CMAKE_DL_LIBS} shoal_flags)
-    set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")
+    set_target_properties(${target} PROPERTIES SHOAL_IS_TEST ON
+        RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")
     if(arg_DEPENDS)
         add_dependencies(${target} ${arg_DEPENDS})
     endif()
