@@ -31,7 +31,7 @@ set(sanitize_link_flags "")
 if(SHOAL_SANITIZE STREQUAL "address")
     set(sanitize_flags -fsanitize=address)
     set(sanitize_link_flags -fsanitize=undefined)
-    # Checks of undefined behaviour are 40 % of the compiler's time. A test's own sources go without.
+    # Checks of undefined behaviour are 40 % of the compiling. A test's own sources go without.
     set(no_test "$<NOT:$<BOOL:$<TARGET_PROPERTY:SHOAL_IS_TEST>>>")
     target_compile_options(shoal_flags INTERFACE
         "$<${no_test}:-fsanitize=undefined;-fno-sanitize-recover=undefined>")
