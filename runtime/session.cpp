@@ -139,6 +139,7 @@ Status make_plan(SessionState& state, MemoryPlan& plan) {
     const offload::MemoryLimits machine = offload::read_memory_limits();
     const uint64_t asked = state.config.host.kv_bytes;
     const uint32_t slots = state.options.slots_per_store;
+    plan.machine_bytes = machine.available_bytes;
     plan.available_bytes =
         asked == 0 ? machine.available_bytes : std::min(asked, machine.available_bytes);
     uint64_t one_more = 0;

@@ -84,6 +84,7 @@ Status Engine::make_context(uint32_t context_tokens) {
     params.n_batch = options_.batch;
     params.n_ubatch = options_.micro_batch;
     params.n_seq_max = 1;
+    params.swa_full = false;
     params.n_threads = options_.threads;
     params.n_threads_batch = options_.threads;
     params.flash_attn_type = kind_ == EngineKind::stock_no_flash ? LLAMA_FLASH_ATTN_TYPE_DISABLED

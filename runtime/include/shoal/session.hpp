@@ -37,7 +37,8 @@ struct MemoryPlan {
     uint64_t index_bytes = 0;      // block tables, stamps, span masks, lists of visible slots
     uint64_t workspace_bytes = 0;  // scores, candidates, partial states, prefill tiles
     uint64_t total_bytes = 0;
-    uint64_t available_bytes = 0;  // host.kv_bytes, cgroup limit and MemAvailable, the least
+    uint64_t machine_bytes = 0;    // cgroup limit and MemAvailable, the least
+    uint64_t available_bytes = 0;  // of those, what host.kv_bytes allows
     uint32_t slots_fit = 0;        // largest slots_per_store that would fit
     uint64_t bytes_per_slot = 0;
     std::vector<std::string> notes;  // e.g. sliding layers served dense
