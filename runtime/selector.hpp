@@ -23,13 +23,21 @@
 
 namespace shoal {
 
-// What earlier selections of a (store, group) left behind for the next one.
+// What earlier selections of a (store, group) left behind for the next one. A step with several
+// queries of one store (sequences that share a cache) has one for each: the first query goes on
+// from what the first query of the last step left, and so on.
 struct SelectHistory {
+    static constexpr uint32_t kSpansMax = 12;
     std::vector<float> lse;          // [q_head_count] log2 of the sum of 2^score, last step
     std::vector<uint32_t> spans;     // those that most of the last selection lay in, ascending
     float threshold = -1.0F / 0.0F;  // score of the worst slot chosen last
     bool known = false;
     void forget() { known = false; }
+    // So that selecting allocates nothing.
+    void reserve(uint32_t q_head_count) {
+        lse.reserve(q_head_count);
+        spans.reserve(kSpansMax);
+    }
 };
 
 struct SelectInput {

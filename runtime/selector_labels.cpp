@@ -25,11 +25,10 @@ constexpr float kDriftMax = 2.0F;
 // kSamplesMax of them. At 131,072 tokens (a text of 8,192 repeated, the worst case: equal mass in
 // 16 places), us a layer, look and pass together, share of passes repeated: 12 samples 41 %
 // repeated; 32: 45 + 278, 11 %; 48 and 24 heavy spans: 70 + 259, 7 %.
-constexpr uint32_t kHeavySpansMax = 12;
 constexpr uint32_t kSampleStride = 16;
 constexpr uint32_t kSamplesMin = 4;
 constexpr uint32_t kSamplesMax = 32;
-constexpr uint32_t kLookedAtMax = 2 + kHeavySpansMax + kSamplesMax;
+constexpr uint32_t kLookedAtMax = 2 + SelectHistory::kSpansMax + kSamplesMax;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 uint32_t span_count_of(uint32_t slots) { return (slots + kSpanSlots - 1) / kSpanSlots; }
@@ -195,7 +194,7 @@ void LabelSelector::note_spans(std::span<const uint32_t> chosen, SelectHistory& 
         }
         span_counts_.back().first++;
     }
-    const size_t kept = std::min<size_t>(kHeavySpansMax, span_counts_.size());
+    const size_t kept = std::min<size_t>(SelectHistory::kSpansMax, span_counts_.size());
     std::partial_sort(span_counts_.begin(), span_counts_.begin() + static_cast<ptrdiff_t>(kept),
                       span_counts_.end(), [](const auto& a, const auto& b) {
                           return a.first != b.first ? a.first > b.first : a.second < b.second;
@@ -229,7 +228,7 @@ uint32_t LabelSelector::select(const SelectInput& in, SelectOutput& out) {
         history.lse.assign(heads, 0.0F);
         history.threshold = -kInfinity;
         history.spans.clear();
-        history.spans.reserve(kHeavySpansMax);
+        history.spans.reserve(SelectHistory::kSpansMax);
         history.known = true;
     }
     prepare_queries(in);

@@ -245,6 +245,7 @@ Status Step::attend(const AttendCall& call) {
             call.visibility->query_offsets[i + 1] - call.visibility->query_offsets[i];
         if (queries == 0) continue;
         SHOAL_TRY(check_written(call.layer, i));
+        SHOAL_TRY(compare_rows(call.layer, i));
         if (queries > s_.config.budget.sparse_queries_max) {
             SHOAL_TRY(attend_exact(i, call));
         } else {
@@ -268,6 +269,7 @@ Status Step::attend_lists(uint32_t store_index, const AttendCall& call) {
             job.query = query;
             job.view = view_first(store_index) + query - query_begin;
             job.slots = choose(g, query, job.view, store, call);
+            SHOAL_TRY(check_list(job));
             jobs_.push_back(job);
         }
     }
@@ -300,7 +302,7 @@ kernels::SlotList Step::choose(uint32_t group_index, uint32_t query, uint32_t vi
                group.q_head_first() * in.q_head_stride;
         in.rows = group.dense ? s_.config.budget.dense_rows : s_.config.budget.rows;
         in.rows = std::min(in.rows, view.visible_count());
-        in.history = &data.history;
+        in.history = &data.histories[view_index % s_.limits.queries_max];
         SelectOutput out;
         out.slots = slots + safety.size();
         out.stats = &s_.stats;

@@ -70,6 +70,8 @@ private:
     Status prepare_query(uint32_t store_index, const Visibility& visibility, uint32_t query,
                          QueryView* view);
     Status check_written(uint32_t layer, uint32_t store_index) const;
+    Status compare_rows(uint32_t layer, uint32_t store_index);
+    Status check_list(const Job& job);
     Status learn(uint32_t layer, const ConstTensor& q);
     Status start_labels(uint32_t layer);
 

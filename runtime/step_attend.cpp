@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "offload/executor.hpp"
@@ -106,6 +107,47 @@ Status Step::check_written(uint32_t layer, uint32_t store_index) const {
     return invalid(fmt::format("visibility.ranges: slot {} is visible in layer {} but has no K "
                                "and V there",
                                slot, layer));
+}
+
+// With host.check_rows: no row is read that is not what was written to its slot.
+Status Step::compare_rows(uint32_t layer, uint32_t store_index) {
+    const Store& store = *s_.stores[stores_[store_index]];
+    const SlotRange groups = s_.groups.of_layer(layer);
+    for (uint32_t g = groups.begin; g < groups.end; ++g) {
+        const GroupStore& group = store.group(g);
+        if (!group.check.is_on()) return Status::ok();
+        const uint32_t slot = group.check.first_wrong(group.rows.view(), seen_[store_index]);
+        if (slot == UINT32_MAX) {
+            for (const kernels::SpanMask& mask : seen_[store_index]) {
+                s_.stats.rows_checked += static_cast<uint64_t>(std::popcount(mask.visible[0]) +
+                                                               std::popcount(mask.visible[1]));
+            }
+            continue;
+        }
+        return Status::error(StatusCode::corrupt,
+                             fmt::format("layer {}, store {}: the row of slot {} is not what was "
+                                         "written there (host.check_rows)",
+                                         layer, stores_[store_index], slot));
+    }
+    return Status::ok();
+}
+
+// With host.check_rows: a query attends no slot that it may not see.
+Status Step::check_list(const Job& job) {
+    if (!s_.config.host.check_rows) return Status::ok();
+    const std::span<const kernels::SpanMask> masks = views_[job.view].masks();
+    for (uint32_t i = 0; i < job.slots.count; ++i) {
+        const uint32_t slot = job.slots.at(i);
+        const size_t span = slot / kernels::kSpanSlots;
+        const uint64_t word =
+            span < masks.size() ? masks[span].visible[slot % kernels::kSpanSlots / 64] : 0;
+        if (((word >> (slot % 64)) & 1U) != 0) continue;
+        return Status::error(StatusCode::corrupt,
+                             fmt::format("layer {}: query {} would attend slot {}, which it may "
+                                         "not see (host.check_rows)",
+                                         job.group->layer, job.query, slot));
+    }
+    return Status::ok();
 }
 
 Status Step::learn(uint32_t layer, const ConstTensor& q) {

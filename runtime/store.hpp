@@ -9,6 +9,7 @@
 #include "offload/block_store.hpp"
 #include "runtime/groups.hpp"
 #include "runtime/label_index.hpp"
+#include "runtime/row_check.hpp"
 #include "runtime/selector.hpp"
 #include "runtime/slot_order.hpp"
 
@@ -21,7 +22,8 @@ struct GroupStore {
     LabelIndex labels;
     offload::Region label_region;      // spans
     offload::Region open_region;       // open span, then channel_scale_max
-    SelectHistory history;
+    std::vector<SelectHistory> histories;  // by query of the store in a step
+    RowCheck check;
 
     bool has_row(uint32_t slot, bool k) const {
         const SpanWritten& span = written[slot / kernels::kSpanSlots];
@@ -37,13 +39,19 @@ struct LabelLimits {
     uint32_t channel_bits = 0;  // 2, 4, 8, 16; 0 = a mixture of 2 and 4
 };
 
+struct StoreOptions {
+    LabelLimits labels;
+    uint32_t queries_max = 1;  // of a step that select
+    bool check_rows = false;   // host.check_rows
+};
+
 class Store {
 public:
     // Takes what a store of `slot_count_max` slots needs from `arena`; with a counting arena only
     // the bytes are added up and the result must not be used.
     static Result<std::unique_ptr<Store>> create(offload::Arena& arena, const Groups& groups,
                                                  uint32_t slot_count_max,
-                                                 const LabelLimits& labels);
+                                                 const StoreOptions& options);
 
     // Puts the slots [0, slot_end) of every group into RAM: once per step, before any write.
     Status ensure(uint32_t slot_end, const Executor& executor);
@@ -85,7 +93,8 @@ private:
     Status keys_changed(GroupStore& group, std::span<const int64_t> slots,
                         const Executor& executor);
 
-    offload::Region index_;  // stamps, span bounds, then `written` of every group
+    // Stamps, span bounds, then `written` of every group, then their checks if rows are checked.
+    offload::Region index_;
     SlotOrder order_;
     std::vector<std::unique_ptr<GroupStore>> groups_;
 };

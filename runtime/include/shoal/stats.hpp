@@ -32,6 +32,7 @@ struct Stats {
     double mass_recall_sum = 0;     // attention mass attended / mass of everything visible
     double mass_recall_min = 1;     // the worst sampled (layer, head mean)
     int32_t mass_recall_min_layer = -1;
+    uint64_t rows_checked = 0;      // host.check_rows: rows of a group compared before attention
     // Degraded modes; each has a log line.
     uint64_t dense_without_statistics = 0;  // queries served dense: no channel statistics yet
     // Memory now.
