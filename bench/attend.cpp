@@ -35,7 +35,8 @@ constexpr uint32_t kBlockLog2 = 4;
 class Bed {
 public:
     Bed(const Shape& shape, uint32_t slots)
-        : shape_(shape), slots_(slots), format_(make_format(shape)),
+        : shape_(shape), slots_(slots),
+          format_(piece_format(shape.kv_heads, shape.dim, shape.dtype)),
           buffer_(size_t{shape.layers} * slots * format_.piece_stride_bytes) {
         fill();
         std::minstd_rand random(1);
@@ -113,18 +114,6 @@ public:
     }
 
 private:
-    static PieceFormat make_format(const Shape& shape) {
-        PieceFormat format;
-        format.k_dtype = shape.dtype;
-        format.v_dtype = shape.dtype;
-        format.kv_head_count = shape.kv_heads;
-        format.k_head_dim = shape.dim;
-        format.v_head_dim = shape.dim;
-        format.v_offset_bytes = shape.dim * kernels::element_bytes(shape.dtype);
-        format.row_stride_bytes = 2 * format.v_offset_bytes;
-        format.piece_stride_bytes = (shape.kv_heads * format.row_stride_bytes + 127) / 128 * 128;
-        return format;
-    }
     // Normal numbers, repeated every 64 KiB and 62 B: values do not matter, NaN and speed do.
     void fill() {
         std::minstd_rand random(3);

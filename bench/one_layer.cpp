@@ -42,17 +42,6 @@ LabelFormat mixed_format() {
     return make_label_format(std::move(channels), std::vector<float>(count, 0.0F), kDim);
 }
 
-kernels::PieceFormat piece_format() {
-    kernels::PieceFormat format;
-    format.k_dtype = format.v_dtype = DType::bf16;
-    format.kv_head_count = kKvHeads;
-    format.k_head_dim = format.v_head_dim = kDim;
-    format.v_offset_bytes = kDim * 2;
-    format.row_stride_bytes = kDim * 4;
-    format.piece_stride_bytes = kKvHeads * format.row_stride_bytes;
-    return format;
-}
-
 // What a step of one label layer starts from: the last step's normalisers and threshold.
 struct LayerState {
     std::vector<float> lse = std::vector<float>(kQHeads, 0.0F);
@@ -191,7 +180,7 @@ private:
     LabelFormat format_ = mixed_format();
     std::vector<LabelFormat> formats_{kKvHeads, format_};
     std::vector<float> scale_max_ = std::vector<float>(format_.channels.size(), 0.5F);
-    kernels::PieceFormat piece_ = piece_format();
+    kernels::PieceFormat piece_ = piece_format(kKvHeads, kDim, DType::bf16);
     float scale_ = 1.0F / std::sqrt(static_cast<float>(kDim));
     HugeBuffer labels_;
     HugeBuffer rows_;

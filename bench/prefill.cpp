@@ -118,7 +118,8 @@ double bf16_dot_peak(BenchThreads& threads) {
 class Bed {
 public:
     Bed(const Shape& shape, uint32_t slots)
-        : shape_(shape), slots_(slots), format_(make_format(shape)),
+        : shape_(shape), slots_(slots),
+          format_(piece_format(shape.kv_heads, shape.dim, shape.dtype)),
           buffer_(size_t{slots} * format_.piece_stride_bytes) {
         std::minstd_rand random(3);
         std::normal_distribution<float> normal;
@@ -183,18 +184,6 @@ private:
     struct alignas(64) Line {
         std::byte bytes[64];
     };
-    static PieceFormat make_format(const Shape& shape) {
-        PieceFormat format;
-        format.k_dtype = shape.dtype;
-        format.v_dtype = shape.dtype;
-        format.kv_head_count = shape.kv_heads;
-        format.k_head_dim = shape.dim;
-        format.v_head_dim = shape.dim;
-        format.v_offset_bytes = shape.dim * kernels::element_bytes(shape.dtype);
-        format.row_stride_bytes = 2 * format.v_offset_bytes;
-        format.piece_stride_bytes = (shape.kv_heads * format.row_stride_bytes + 127) / 128 * 128;
-        return format;
-    }
 
     Shape shape_;
     uint32_t slots_;

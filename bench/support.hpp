@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "kernels/backend.hpp"
+#include "kernels/convert.hpp"
 
 namespace shoal::bench {
 
@@ -152,6 +153,21 @@ inline double time_read(BenchThreads& threads, const HugeBuffer& buffer) {
         sink += read_all(buffer.data() + i * kChunk, kChunk);
     });
     return now_s() - start;
+}
+
+// Rows as the runtime lays them out: K and V of a head beside each other, a token's heads together,
+// pieces of whole cache-line pairs.
+inline kernels::PieceFormat piece_format(uint32_t kv_heads, uint32_t head_dim, DType dtype) {
+    kernels::PieceFormat format;
+    format.k_dtype = dtype;
+    format.v_dtype = dtype;
+    format.kv_head_count = kv_heads;
+    format.k_head_dim = head_dim;
+    format.v_head_dim = head_dim;
+    format.v_offset_bytes = head_dim * kernels::element_bytes(dtype);
+    format.row_stride_bytes = 2 * format.v_offset_bytes;
+    format.piece_stride_bytes = (kv_heads * format.row_stride_bytes + 127) / 128 * 128;
+    return format;
 }
 
 // Instruction sets to measure: the one named, or the best one and AVX2.

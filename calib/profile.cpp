@@ -59,6 +59,23 @@ void sync_folder_of(const std::string& path) {
     if (file.is_open()) (void)::fsync(file.get());
 }
 
+// The file that `path` leads to, through symbolic links; `path` itself when nothing is there yet.
+// What is there must be a regular file: a rename would put one in the place of a device.
+Status find_target(const std::string& path, std::string& target) {
+    target = path;
+    struct stat info = {};
+    if (::stat(path.c_str(), &info) != 0) return Status::ok();
+    if (!S_ISREG(info.st_mode)) {
+        return Status::error(StatusCode::invalid_argument,
+                             fmt::format("{}: is there and not a regular file", path));
+    }
+    char* resolved = ::realpath(path.c_str(), nullptr);
+    if (resolved == nullptr) return system_error(path, "write profile", errno);
+    target = resolved;
+    std::free(resolved);
+    return Status::ok();
+}
+
 // A new file beside `path`; its name goes to `temporary`. Not mkstemp: that ignores the umask.
 int create_temporary(const std::string& path, std::string& temporary) {
     for (int attempt = 0; attempt < 100; ++attempt) {
@@ -73,6 +90,8 @@ int create_temporary(const std::string& path, std::string& temporary) {
 Status write_and_rename(File& file, const std::string& temporary, const std::string& path,
                         const std::string& text) {
     SHOAL_TRY(write_all(file.get(), text, path));
+    struct stat old = {};
+    if (::stat(path.c_str(), &old) == 0) (void)::fchmod(file.get(), old.st_mode & 0777);
     if (::fsync(file.get()) != 0) return system_error(path, "sync", errno);
     if (!file.close()) return system_error(path, "close", errno);
     if (::rename(temporary.c_str(), path.c_str()) != 0) return system_error(path, "rename", errno);
@@ -147,15 +166,17 @@ Status write_profile(const std::string& path, const Profile& profile) {
                                          "(64 MiB)",
                                          path, text->size(), kProfileBytesMax));
     }
+    std::string target;
+    SHOAL_TRY(find_target(path, target));
     std::string temporary;
-    File file(create_temporary(path, temporary));
+    File file(create_temporary(target, temporary));
     if (!file.is_open()) return system_error(path, "create", errno);
-    const Status status = write_and_rename(file, temporary, path, *text);
+    const Status status = write_and_rename(file, temporary, target, *text);
     if (!status) {
         (void)::unlink(temporary.c_str());
         return status;
     }
-    sync_folder_of(path);
+    sync_folder_of(target);
     return status;
 }
 

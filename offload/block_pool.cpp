@@ -57,8 +57,9 @@ std::byte* BlockPool::reuse(uint64_t bytes) {
     while (!list->second.empty()) {
         const size_t index = list->second.back();
         list->second.pop_back();
-        if (index >= runs_.size() || runs_[index].in_use || runs_[index].bytes != bytes) continue;
-        runs_[index].in_use = true;
+        if (index >= runs_.size() || runs_[index].users != 0) continue;
+        if (runs_[index].bytes != bytes) continue;
+        runs_[index].users = 1;
         unused_count_ -= 1;
         std::byte* run = region_.data() + runs_[index].begin;
         std::memset(run, 0, bytes);
@@ -90,7 +91,7 @@ Result<std::byte*> BlockPool::take(uint64_t bytes) {
                                          bytes_text(bytes)));
     }
     SHOAL_TRY(touch_until(begin + bytes, nullptr));
-    runs_.push_back({begin, bytes, true});
+    runs_.push_back({begin, bytes, 1});
     if (begin < written_end_) {
         std::memset(region_.data() + begin, 0, std::min(bytes, written_end_ - begin));
     }
@@ -98,19 +99,26 @@ Result<std::byte*> BlockPool::take(uint64_t bytes) {
     return region_.data() + begin;
 }
 
-void BlockPool::give_back(std::byte* run) {
+size_t BlockPool::index_of(std::byte* run) const {
     const auto begin = static_cast<uint64_t>(run - region_.data());
     const auto found =
         std::lower_bound(runs_.begin(), runs_.end(), begin,
                          [](const Run& entry, uint64_t offset) { return entry.begin < offset; });
-    SHOAL_ASSERT(found != runs_.end() && found->begin == begin && found->in_use);
-    found->in_use = false;
+    SHOAL_ASSERT(found != runs_.end() && found->begin == begin && found->users != 0);
+    return static_cast<size_t>(found - runs_.begin());
+}
+
+void BlockPool::share(std::byte* run) { runs_[index_of(run)].users++; }
+
+void BlockPool::give_back(std::byte* run) {
+    const size_t index = index_of(run);
+    if (--runs_[index].users > 0) return;
     unused_count_ += 1;
-    if (&*found != &runs_.back()) {
-        unused_[found->bytes].push_back(static_cast<size_t>(found - runs_.begin()));
+    if (index + 1 != runs_.size()) {
+        unused_[runs_[index].bytes].push_back(index);
         return;
     }
-    while (!runs_.empty() && !runs_.back().in_use) {
+    while (!runs_.empty() && runs_.back().users == 0) {
         runs_.pop_back();
         unused_count_ -= 1;
     }

@@ -1,6 +1,7 @@
 #include "offload/block_store.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 #include <utility>
 
@@ -52,6 +53,7 @@ BlockStore& BlockStore::operator=(BlockStore&& other) noexcept {
     layout_ = other.layout_;
     slot_count_max_ = std::exchange(other.slot_count_max_, 0);
     block_count_ = std::exchange(other.block_count_, 0);
+    may_share_ = std::exchange(other.may_share_, false);
     claim_ = std::move(other.claim_);
     table_ = std::move(other.table_);
     return *this;
@@ -108,6 +110,52 @@ Status BlockStore::ensure(uint32_t slot_count, const Executor* executor) {
     return Status::ok();
 }
 
+Status BlockStore::share_from(BlockStore& other) {
+    SHOAL_ASSERT(arena_ == other.arena_ && arena_ != nullptr);
+    SHOAL_ASSERT(slot_count_max_ == other.slot_count_max_ &&
+                 layout_.block_bytes == other.layout_.block_bytes);
+    release_from(0);
+    SHOAL_TRY(table_.touch_until(uint64_t{other.block_count_} * sizeof(std::byte*)));
+    auto* const blocks = table_.as<std::byte*>();
+    std::copy_n(other.table_.as<std::byte*>(), other.block_count_, blocks);
+    block_count_ = other.block_count_;
+    for (uint32_t run = 0; run < block_count_; run += run_blocks()) {
+        arena_->block_pool().share(blocks[run]);
+    }
+    may_share_ = other.may_share_ = block_count_ != 0;
+    return Status::ok();
+}
+
+Status BlockStore::own(std::span<const int64_t> slots) {
+    if (!may_share_) return Status::ok();
+    uint32_t last = UINT32_MAX;
+    for (const int64_t slot : slots) {
+        const uint32_t block = static_cast<uint32_t>(slot) >> layout_.block_tokens_log2;
+        SHOAL_ASSERT(block < block_count_);
+        const uint32_t run = block / run_blocks();
+        if (run != last) SHOAL_TRY(own_run(run * run_blocks()));
+        last = run;
+    }
+    return Status::ok();
+}
+
+// The number of runs in use stays within the claims: each store has its own for every run.
+Status BlockStore::own_run(uint32_t run_begin) {
+    BlockPool& pool = arena_->block_pool();
+    auto* const blocks = table_.as<std::byte*>();
+    std::byte* const shared = blocks[run_begin];
+    if (!pool.is_shared(shared)) return Status::ok();
+    const uint32_t run_end = std::min(run_begin + run_blocks(), block_count_max());
+    const uint64_t bytes = uint64_t{run_end - run_begin} * layout_.block_bytes;
+    Result<std::byte*> run = pool.take(bytes);
+    if (!run) return run.status();
+    std::memcpy(*run, shared, bytes);
+    std::byte* block = *run;
+    for (uint32_t i = run_begin; i < run_end; ++i, block += layout_.block_bytes) blocks[i] = block;
+    pool.give_back(shared);
+    return Status::ok();
+}
+
 void BlockStore::release_from(uint32_t slot_count) {
     const uint32_t runs_kept =
         (block_count_of(layout_, slot_count) + run_blocks() - 1) / run_blocks();
@@ -118,6 +166,7 @@ void BlockStore::release_from(uint32_t slot_count) {
         arena_->block_pool().give_back(blocks[run_begin]);
         while (block_count_ > run_begin) blocks[--block_count_] = nullptr;
     }
+    if (block_count_ == 0) may_share_ = false;
     table_.release_from(uint64_t{block_count_} * sizeof(std::byte*));
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/views.hpp"
 #include "offload/arena.hpp"
@@ -47,6 +48,12 @@ public:
     // puts them into RAM. Rows of new blocks are zero. `slot_count` <= slot_count_max(). Cheap when
     // nothing is to do: call it at the start of each step.
     Status ensure(uint32_t slot_count, const Executor* executor = nullptr);
+    // Becomes what `other` is (same Arena, layout and slot_count_max): rows are shared, run by run,
+    // until one of the two is about to write them. Forgets what was held before.
+    Status share_from(BlockStore& other);
+    // Makes the runs that hold these slots (all below slot_count()) this store's own: call it
+    // before rows that may be shared are written. Cheap when nothing is shared.
+    Status own(std::span<const int64_t> slots);
     // Forgets runs of blocks whose slots are all >= slot_count. Their memory serves other stores
     // of the Arena, or goes back to the system but for a growth step (offload/arena.hpp).
     void release_from(uint32_t slot_count);
@@ -66,12 +73,14 @@ private:
     uint32_t block_count_max() const { return block_count_of(layout_, slot_count_max_); }
     uint64_t rows_bytes_max() const { return uint64_t{block_count_max()} * layout_.block_bytes; }
     uint32_t run_blocks() const;
+    Status own_run(uint32_t run_begin);
     void reset();
 
     Arena* arena_ = nullptr;     // null in a counting Arena
     BlockLayout layout_;
     uint32_t slot_count_max_ = 0;
     uint32_t block_count_ = 0;   // entries of the table that are set: whole runs
+    bool may_share_ = false;     // some run may have another user
     Reservation claim_;          // of rows_bytes_max()
     Region table_;               // std::byte* [block_count_max()]
 };

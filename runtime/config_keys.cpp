@@ -392,6 +392,10 @@ std::string config_unknown_key_text(std::string_view name) {
         return known ? fmt::format("unknown key (did you mean {}.{}?)", section, near)
                      : fmt::format("unknown key (did you mean {}?)", near);
     }
+    if (known && dot == std::string_view::npos) {
+        return fmt::format("must be a section ([{}] has: {})", section,
+                           fmt::join(siblings, ", "));
+    }
     return known ? fmt::format("unknown key ([{}] has: {})", section, fmt::join(siblings, ", "))
                  : fmt::format("unknown key (sections are: {})", fmt::join(sections, ", "));
 }

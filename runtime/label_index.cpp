@@ -28,13 +28,12 @@ void LabelIndex::start(const kernels::Backend& backend,
     backend_ = &backend;
     formats_ = formats;
     memory_ = memory;
-    size_t open_bytes = 0;
     for (const kernels::LabelFormat& format : formats) {
         SHOAL_ASSERT(format.channels.size() <= kChannelsMax);
         head_offset_bytes_.push_back(span_stride_bytes_);
         span_stride_bytes_ += format.span_bytes;
-        open_head_offset_bytes_.push_back(open_bytes);
-        open_bytes += kernels::open_span_bytes(format);
+        open_head_offset_bytes_.push_back(open_bytes_);
+        open_bytes_ += kernels::open_span_bytes(format);
     }
     full_spans_.reserve(64);
     clear();
@@ -142,6 +141,16 @@ void LabelIndex::truncate(const KvView& kv, uint32_t slot_begin,
     for (uint32_t slot = span * kSpanSlots; slot < slot_begin; ++slot) {
         if (has_key(written[span], slot % kSpanSlots)) add_to_open(kv, slot);
     }
+}
+
+void LabelIndex::copy_from(const LabelIndex& other) {
+    SHOAL_ASSERT(started() && formats_.data() == other.formats_.data());
+    std::memcpy(memory_.spans, other.memory_.spans, other.span_top_ * span_stride_bytes_);
+    std::memcpy(memory_.open, other.memory_.open, open_bytes_);
+    std::memcpy(memory_.channel_scale_max, other.memory_.channel_scale_max,
+                formats_.size() * kChannelsMax * sizeof(float));
+    span_top_ = other.span_top_;
+    span_open_ = other.span_open_;
 }
 
 void LabelIndex::describe(kernels::LabelScanInput& scan) const {

@@ -48,6 +48,10 @@ public:
     void truncate(const kernels::KvView& kv, uint32_t slot_begin,
                   std::span<const SpanWritten> written);
 
+    // Becomes what `other` is, an index with the same formats: bit for bit, ranges included. Memory
+    // for as many spans is in RAM already.
+    void copy_from(const LabelIndex& other);
+
     // Fills everything of a scan that comes from the index.
     void describe(kernels::LabelScanInput& scan) const;
     const float* channel_scale_max(uint32_t kv_head) const {
@@ -78,6 +82,7 @@ private:
     std::vector<size_t> head_offset_bytes_;
     std::vector<size_t> open_head_offset_bytes_;
     size_t span_stride_bytes_ = 0;
+    size_t open_bytes_ = 0;
     uint32_t span_top_ = 0;         // spans [0, span_top_) have labels, open one included
     uint32_t span_open_ = kNoSpan;  // span_top_ - 1 while it is open
     std::vector<uint32_t> full_spans_;

@@ -28,24 +28,35 @@ uint64_t prefill_bytes(const SessionState& state) {
     return most;
 }
 
+// The states of one attend: of every query, over the groups of a layer. The number of parts does
+// not rise evenly with the length of a list, so the most that any list has is taken.
 uint64_t partial_bytes(const SessionState& state) {
     const Limits& limits = state.limits;
-    const uint32_t parts =
-        std::min(kernels::kAttendPartsMax, kernels::attend_part_count(limits.slot_count_max));
-    // Two: the recall sample keeps the states of everything visible beside those attended.
-    return 2 * uint64_t{limits.queries_max} * parts *
-           kernels::attend_partial_floats(state.shape.q_head_count, limits.v_head_dim_max) *
-           sizeof(float);
+    const uint32_t parts = std::min(
+        kernels::kAttendPartsMax,
+        (limits.slot_count_max + kernels::kAttendPartRowsMin - 1) / kernels::kAttendPartRowsMin);
+    uint64_t floats_max = 0;
+    for (uint32_t l = 0; l < state.shape.layers.size(); ++l) {
+        const SlotRange groups = state.groups.of_layer(l);
+        uint64_t floats = 0;
+        for (uint32_t g = groups.begin; g < groups.end; ++g) {
+            const Group& group = state.groups.all()[g];
+            floats += kernels::attend_partial_floats(group.q_head_count(),
+                                                     group.piece.v_head_dim);
+        }
+        floats_max = std::max(floats_max, floats);
+    }
+    return uint64_t{limits.queries_max} * parts * floats_max * sizeof(float);
 }
 
 uint64_t view_bytes(const Limits& limits) {
-    return limits.queries_max * QueryView::bytes(limits.slot_count_max);
+    return limits.views_max * QueryView::bytes(limits.slot_count_max);
 }
 
-uint64_t seen_bytes(const Limits& limits) {
-    const uint64_t spans =
-        (uint64_t{limits.slot_count_max} + kernels::kSpanSlots - 1) / kernels::kSpanSlots;
-    return spans * sizeof(kernels::SpanMask);
+uint64_t seen_bytes(const SessionState& state) {
+    const uint64_t spans = (uint64_t{state.limits.slot_count_max} + kernels::kSpanSlots - 1) /
+                           kernels::kSpanSlots;
+    return state.options.store_count_max * spans * sizeof(kernels::SpanMask);
 }
 
 }  // namespace
@@ -62,6 +73,7 @@ Limits limits_of(const Config& config, const SessionOptions& options, const Grou
     Limits limits;
     limits.slot_count_max = options.slots_per_store;
     limits.queries_max = config.budget.sparse_queries_max;
+    limits.views_max = limits.queries_max * options.store_count_max;
     limits.thread_count = thread_count;
     for (const Group& group : groups.all()) {
         limits.q_head_count_max = std::max(limits.q_head_count_max, group.q_head_count());
@@ -93,7 +105,7 @@ Status lay_out(offload::Arena& arena, SessionState& state) {
     SHOAL_TRY(take(arena, MemoryTag::workspace, prefill_bytes(state), work.prefill));
     SHOAL_TRY(take(arena, MemoryTag::workspace, partial_bytes(state), work.partials));
     SHOAL_TRY(take(arena, MemoryTag::index, view_bytes(limits), work.views));
-    SHOAL_TRY(take(arena, MemoryTag::index, seen_bytes(limits), work.seen));
+    SHOAL_TRY(take(arena, MemoryTag::index, seen_bytes(state), work.seen));
     return lay_out_lists(arena, state);
 }
 
@@ -108,7 +120,7 @@ Status lay_out_lists(offload::Arena& arena, SessionState& state) {
             SessionState::list_rows(state.config, group, limits.slot_count_max);
         state.list_offset.push_back(slots);
         state.list_rows_max.push_back(rows);
-        slots += size_t{rows} * limits.queries_max;
+        slots += size_t{rows} * limits.views_max;
     }
     return take(arena, MemoryTag::workspace, slots * sizeof(uint32_t), state.workspace.lists);
 }

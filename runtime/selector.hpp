@@ -2,9 +2,12 @@
 //
 // A selector is any type with
 //     uint32_t select(const SelectInput& in, SelectOutput& out)
-// that writes at most in.rows selectable slots, ascending. It is erased once, at create or
-// reconfigure. What it returns depends only on the store's contents and history, never on threads
-// or tiers.
+// that writes at most in.rows selectable slots, ascending, and nothing behind slots[rows] or its
+// workspace. It is erased once, at create or reconfigure. It keeps nothing between calls: its
+// answer follows from the store, the query and `history`, bit for bit on any executor.
+// history.threshold never changes the answer; lse and spans may. `labels` and `dense` return
+// min(rows, selectable) slots, `recent` none. tests/runtime/selector_conformance_test.cpp holds
+// every kind to this.
 #pragma once
 
 #include <concepts>

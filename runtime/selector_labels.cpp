@@ -91,7 +91,7 @@ LabelSelector::LabelSelector(CombineKind combine, const kernels::Backend& backen
 
 uint64_t LabelSelector::workspace_bytes(const SelectorLimits& limits) {
     return scores_bytes(limits) + candidate_bytes(limits) + head_sum_bytes(limits) +
-           kernels::topk_workspace_bytes(limits.slot_count_max);
+           kernels::topk_workspace_bytes(span_count_of(limits.slot_count_max) * kSpanSlots);
 }
 
 void LabelSelector::prepare_queries(const SelectInput& in) {
@@ -157,7 +157,8 @@ void LabelSelector::pick_samples(const SelectInput& in) {
     // Odd: a text that repeats itself every so many spans (2^n in speed tests) is met everywhere.
     const uint32_t stride = std::max(std::min(kSampleStride, between / kSamplesMin),
                                      (between + kSamplesMax - 1) / kSamplesMax) | 1U;
-    for (uint32_t span = 1; span + 1 < span_end; span += stride) {
+    const size_t sample_end = heavy_end + kSamplesMax;
+    for (uint32_t span = 1; span + 1 < span_end && samples_.size() < sample_end; span += stride) {
         const std::vector<uint32_t>& heavy = in.history->spans;
         if (!std::binary_search(heavy.begin(), heavy.end(), span)) samples_.push_back({span, 1.0});
     }

@@ -199,6 +199,14 @@ public:
         return invalid(fmt::format("layer = {}: must be a layer with KV, below {}", layer.index,
                                    state.shape.layers.size()));
     }
+    Status check_slots(std::span<const int64_t> slots) const {
+        for (size_t i = 0; i < slots.size(); ++i) {
+            if (slots[i] >= 0 && slots[i] < state.limits.slot_count_max) continue;
+            return invalid(fmt::format("slots[{}] = {}: must be 0 .. {}", i, slots[i],
+                                       state.limits.slot_count_max - 1));
+        }
+        return Status::ok();
+    }
 };
 
 Session::Session(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -249,6 +257,19 @@ Result<StoreId> Session::open() {
                                      stores.size()));
 }
 
+Result<StoreId> Session::fork(StoreId id) {
+    Result<Store*> from = impl_->find(id);
+    if (!from) return from.status();
+    Result<StoreId> opened = open();
+    if (!opened) return opened;
+    Store& to = *impl_->state.stores[opened->index];
+    const Status forked = impl_->step->fork(**from, to);
+    if (forked) return opened;
+    to.is_open = false;
+    to.generation++;
+    return forked;
+}
+
 Status Session::close(StoreId id) {
     SHOAL_TRY(clear(id));
     Store& store = *impl_->state.stores[id.index];
@@ -284,16 +305,30 @@ Status Session::append(LayerId layer, const ConstTensor& k, const ConstTensor& v
 Status Session::put(LayerId layer, StoreId id, std::span<const int64_t> slots,
                     const ConstTensor& k, const ConstTensor& v, StreamRef) {
     SHOAL_TRY(impl_->check_layer(layer));
+    SHOAL_TRY(impl_->check_slots(slots));
     Result<Store*> store = impl_->find(id);
     if (!store) return store.status();
-    const SessionState& state = impl_->state;
-    for (size_t i = 0; i < slots.size(); ++i) {
-        if (slots[i] < 0 || slots[i] >= state.limits.slot_count_max) {
-            return invalid(fmt::format("slots[{}] = {}: must be 0 .. {}", i, slots[i],
-                                       state.limits.slot_count_max - 1));
-        }
-    }
     return impl_->step->put(layer.index, **store, slots, k, v);
+}
+
+Status Session::replace(LayerId layer, StoreId id, std::span<const int64_t> slots,
+                        const ConstTensor& k, const ConstTensor& v, StreamRef) {
+    SHOAL_TRY(impl_->check_layer(layer));
+    SHOAL_TRY(impl_->check_slots(slots));
+    Result<Store*> store = impl_->find(id);
+    if (!store) return store.status();
+    return impl_->step->replace(layer.index, **store, slots, k, v);
+}
+
+Status Session::copy(LayerId layer, Part part, StoreId from, StoreId to) {
+    SHOAL_TRY(impl_->check_layer(layer));
+    Result<Store*> source = impl_->find(from);
+    if (!source) return source.status();
+    Result<Store*> target = impl_->find(to);
+    if (!target) return target.status();
+    if (*source == *target) return Status::ok();
+    const auto row_part = part == Part::k ? kernels::RowPart::k : kernels::RowPart::v;
+    return impl_->step->copy(layer.index, row_part, **source, **target);
 }
 
 Status Session::read(LayerId layer, StoreId id, std::span<const int64_t> slots, Part part,

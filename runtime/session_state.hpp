@@ -21,15 +21,16 @@ struct Workspace {
     offload::Region selector;  // selector_workspace_bytes()
     offload::Region prefill;   // kernels::prefill_workspace_bytes()
     offload::Region partials;  // partial states of the largest attend
-    offload::Region lists;     // attended lists of every group and query
-    offload::Region views;     // what each query of a store may see: QueryView::bytes() each
-    offload::Region seen;      // what any of them sees: a SpanMask per span
+    offload::Region lists;     // attended lists of every group, store and query
+    offload::Region views;     // what each query of each store may see: QueryView::bytes() each
+    offload::Region seen;      // what any query of a store sees: a SpanMask per span, by store
 };
 
 // Sizes that follow from configuration and model; computed by one function for plan and create.
 struct Limits {
     uint32_t slot_count_max = 0;
     uint32_t queries_max = 0;          // of one store that still get sparse attention
+    uint32_t views_max = 0;            // queries_max of every store
     uint32_t q_head_count_max = 0;     // of a group
     uint32_t kv_head_count_max = 0;
     uint32_t v_head_dim_max = 0;

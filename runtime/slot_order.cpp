@@ -51,11 +51,23 @@ void SlotOrder::write(uint32_t slot) {
 void SlotOrder::forget_from(uint32_t slot_begin) {
     if (slot_begin >= slot_end_) return;
     std::fill(stamps_.begin() + slot_begin, stamps_.begin() + slot_end_, 0);
-    for (uint32_t span = (slot_begin + kSpanSlots - 1) / kSpanSlots;
-         span < span_count_of(slot_end_); ++span) {
+    const uint32_t span_end = span_count_of(slot_end_);
+    slot_end_ = slot_begin;
+    while (slot_end_ > 0 && !is_written(slot_end_ - 1)) --slot_end_;
+    // Also of spans that lost nothing but had gaps alone: copy_from() may turn the clock back, and
+    // bounds of later stamps would then hide earlier ones.
+    for (uint32_t span = span_count_of(slot_end_); span < span_end; ++span) {
         spans_[span] = SpanBounds{0, 0};
     }
-    slot_end_ = slot_begin;
+}
+
+void SlotOrder::copy_from(const SlotOrder& other) {
+    SHOAL_ASSERT(stamps_.size() == other.stamps_.size());
+    forget_from(other.slot_end_);
+    std::copy_n(other.stamps_.begin(), other.slot_end_, stamps_.begin());
+    std::copy_n(other.spans_.begin(), span_count_of(other.slot_end_), spans_.begin());
+    next_stamp_ = other.next_stamp_;
+    slot_end_ = other.slot_end_;
 }
 
 void SlotOrder::first(uint32_t count, std::span<const SpanMask> masks,

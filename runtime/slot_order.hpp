@@ -24,6 +24,7 @@ public:
 
     void write(uint32_t slot);
     void forget_from(uint32_t slot_begin);  // slots [slot_begin, ...) count as never written
+    void copy_from(const SlotOrder& other);  // of a store with as many slots
 
     bool is_written(uint32_t slot) const { return stamps_[slot] != 0; }
     uint32_t slot_end() const { return slot_end_; }  // one past the highest slot written

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "runtime/clock.hpp"
 #include "runtime/finite.hpp"
@@ -49,8 +50,10 @@ Status check_offsets(const char* name, std::span<const uint32_t> offsets, size_t
 
 Step::Step(SessionState& state)
     : s_(state),
-      views_(state.limits.queries_max),
-      last_lists_(size_t{state.groups.count()} * state.limits.queries_max),
+      labels_started_(state.shape.layers.size()),
+      views_(state.limits.views_max),
+      seen_(state.options.store_count_max),
+      last_lists_(size_t{state.groups.count()} * state.limits.views_max),
       lse_(state.shape.q_head_count) {
     while (s_.shape.layers[first_kv_layer_].kind == LayerKind::none) ++first_kv_layer_;
     sample_layer_ = first_kv_layer_;
@@ -61,6 +64,7 @@ Step::Step(SessionState& state)
     }
     stores_.reserve(s_.options.store_count_max);
     token_offsets_.reserve(s_.options.store_count_max + 1);
+    last_query_offsets_.reserve(s_.options.store_count_max + 1);
     slots_.reserve(s_.options.queries_per_step_max);
     jobs_.reserve(size_t{s_.limits.queries_max} * s_.groups.count());
     sample_.lse_list.resize(s_.limits.q_head_count_max);
@@ -113,7 +117,11 @@ Status Step::place_tokens(const StepInput& input, std::vector<int64_t>& slots) {
             }
             slot_end = std::max(slot_end, static_cast<uint32_t>(slots[t]) + 1);
         }
+        const size_t begin = input.token_offsets[i];
+        const std::span<const int64_t> of_store(slots.data() + begin,
+                                                input.token_offsets[i + 1] - begin);
         SHOAL_TRY(store.ensure(slot_end, s_.executor));
+        SHOAL_TRY(store.own(of_store));
     }
     return Status::ok();
 }
@@ -156,6 +164,7 @@ Status Step::append(uint32_t layer, const ConstTensor& k, const ConstTensor& v) 
                         std::span(slots_).subspan(begin, end - begin), rows_of(k, begin, end),
                         rows_of(v, begin, end)));
     }
+    if (!k.empty()) s_.label_source->observe_keys(layer, k);
     return Status::ok();
 }
 
@@ -167,7 +176,6 @@ Status Step::write(uint32_t layer, Store& store, std::span<const int64_t> slots,
     if (!all_finite(k)) return invalid(fmt::format("layer {}: k holds NaN or Inf", layer));
     if (!all_finite(v)) return invalid(fmt::format("layer {}: v holds NaN or Inf", layer));
     const uint64_t started = now_ns();
-    if (!k.empty()) s_.label_source->observe_keys(layer, k);
     const SlotRange groups = s_.groups.of_layer(layer);
     for (uint32_t g = groups.begin; g < groups.end; ++g) {
         const Group& group = s_.groups.all()[g];
@@ -184,6 +192,7 @@ Status Step::write(uint32_t layer, Store& store, std::span<const int64_t> slots,
 
 Status Step::put(uint32_t layer, Store& store, std::span<const int64_t> slots,
                  const ConstTensor& k, const ConstTensor& v) {
+    views_version_ = 0;  // what was prepared for a query may no longer be so
     uint32_t slot_end = store.order().slot_end();
     for (const int64_t slot : slots) {
         slot_end = std::max(slot_end, static_cast<uint32_t>(slot) + 1);
@@ -192,18 +201,50 @@ Status Step::put(uint32_t layer, Store& store, std::span<const int64_t> slots,
         }
     }
     SHOAL_TRY(store.ensure(slot_end, s_.executor));
+    SHOAL_TRY(store.own(slots));
+    SHOAL_TRY(write(layer, store, slots, k, v));
+    if (!k.empty()) s_.label_source->observe_keys(layer, k);
+    return Status::ok();
+}
+
+Status Step::replace(uint32_t layer, Store& store, std::span<const int64_t> slots,
+                     const ConstTensor& k, const ConstTensor& v) {
+    for (size_t i = 0; i < slots.size(); ++i) {
+        if (store.order().is_written(static_cast<uint32_t>(slots[i]))) continue;
+        return invalid(fmt::format("slots[{}] = {}: was never written", i, slots[i]));
+    }
+    SHOAL_TRY(store.own(slots));
     return write(layer, store, slots, k, v);
+}
+
+Status Step::fork(Store& from, Store& to) {
+    abandon();
+    return to.fork_from(from, s_.executor);
+}
+
+Status Step::copy(uint32_t layer, RowPart part, const Store& from, Store& to) {
+    abandon();
+    std::vector<int64_t> slots(from.order().slot_end());
+    std::iota(slots.begin(), slots.end(), int64_t{0});
+    SHOAL_TRY(to.ensure(from.order().slot_end(), s_.executor));
+    SHOAL_TRY(to.own(slots));
+    const SlotRange groups = s_.groups.of_layer(layer);
+    for (uint32_t g = groups.begin; g < groups.end; ++g) {
+        SHOAL_TRY(to.copy_part(g, part, from, s_.executor));
+    }
+    if (layer == first_kv_layer_ && part == RowPart::k) to.order().copy_from(from.order());
+    return Status::ok();
 }
 
 Status Step::attend(const AttendCall& call) {
     SHOAL_TRY(check_attend(call));
     SHOAL_TRY(learn(call.layer, *call.q));
+    SHOAL_TRY(prepare_views(*call.visibility));
     for (uint32_t i = 0; i < stores_.size(); ++i) {
         const uint32_t queries =
             call.visibility->query_offsets[i + 1] - call.visibility->query_offsets[i];
         if (queries == 0) continue;
-        SHOAL_TRY(prepare_views(i, *call.visibility));
-        SHOAL_TRY(check_written(call.layer, *s_.stores[stores_[i]]));
+        SHOAL_TRY(check_written(call.layer, i));
         if (queries > s_.config.budget.sparse_queries_max) {
             SHOAL_TRY(attend_exact(i, call));
         } else {
@@ -225,7 +266,8 @@ Status Step::attend_lists(uint32_t store_index, const AttendCall& call) {
             Job job;
             job.group = &s_.groups.all()[g];
             job.query = query;
-            job.slots = choose(g, query, query - query_begin, store, call);
+            job.view = view_first(store_index) + query - query_begin;
+            job.slots = choose(g, query, job.view, store, call);
             jobs_.push_back(job);
         }
     }
@@ -237,18 +279,17 @@ Status Step::attend_lists(uint32_t store_index, const AttendCall& call) {
 }
 
 // Which slots a query attends in a group: everything, or the safety set and a selection.
-kernels::SlotList Step::choose(uint32_t group_index, uint32_t query, uint32_t query_in_store,
+kernels::SlotList Step::choose(uint32_t group_index, uint32_t query, uint32_t view_index,
                                Store& store, const AttendCall& call) {
     const Group& group = s_.groups.all()[group_index];
-    const QueryView& view = views_[query_in_store];
-    kernels::SlotList& list =
-        last_lists_[size_t{group_index} * s_.limits.queries_max + query_in_store];
+    const QueryView& view = views_[view_index];
+    kernels::SlotList& list = last_lists_[size_t{group_index} * s_.limits.views_max + view_index];
     if (attends_everything(group_index, store, view.visible_count())) {
         s_.stats.queries_dense++;
         list = view.visible();
     } else {
         GroupStore& data = store.group(group_index);
-        uint32_t* slots = list_of(group_index, query_in_store);
+        uint32_t* slots = list_of(group_index, view_index);
         const std::span<const uint32_t> safety = view.safety();
         SelectInput in;
         in.group = &group;

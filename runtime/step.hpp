@@ -37,7 +37,15 @@ public:
     // the first layer.
     Status put(uint32_t layer, Store& store, std::span<const int64_t> slots, const ConstTensor& k,
                const ConstTensor& v);
+    // Writes rows of slots that were written before: they keep their stamps.
+    Status replace(uint32_t layer, Store& store, std::span<const int64_t> slots,
+                   const ConstTensor& k, const ConstTensor& v);
+    // Makes `to` what `from` is, sharing rows.
+    Status fork(Store& from, Store& to);
+    // Makes a part of a layer in `to` what it is in `from`; the order with the first layer's keys.
+    Status copy(uint32_t layer, kernels::RowPart part, const Store& from, Store& to);
 
+    // `query`: row of q in the last attend.
     std::vector<uint32_t> attended_slots(uint32_t group, uint32_t query) const;
 
 private:
@@ -45,6 +53,7 @@ private:
     struct Job {
         const Group* group = nullptr;
         uint32_t query = 0;             // row of q and out
+        uint32_t view = 0;              // index in views_
         kernels::SlotList slots;
         uint32_t part_first = 0;        // of all parts of the call
         float* partials = nullptr;
@@ -56,16 +65,17 @@ private:
     Status place_tokens(const StepInput& input, std::vector<int64_t>& slots);
     void forget_lists();
     Status check_attend(const AttendCall& call) const;
-    Status prepare_views(uint32_t store_index, const Visibility& visibility);
-    Status prepare_query(const Store& store, const Visibility& visibility, uint32_t query,
+    Status prepare_views(const Visibility& visibility);
+    Status prepare_views_of(uint32_t store_index, const Visibility& visibility);
+    Status prepare_query(uint32_t store_index, const Visibility& visibility, uint32_t query,
                          QueryView* view);
-    Status check_written(uint32_t layer, const Store& store) const;
+    Status check_written(uint32_t layer, uint32_t store_index) const;
     Status learn(uint32_t layer, const ConstTensor& q);
     Status start_labels(uint32_t layer);
 
     Status attend_lists(uint32_t store_index, const AttendCall& call);
     Status attend_exact(uint32_t store_index, const AttendCall& call);
-    kernels::SlotList choose(uint32_t group_index, uint32_t query, uint32_t query_in_store,
+    kernels::SlotList choose(uint32_t group_index, uint32_t query, uint32_t view_index,
                              Store& store, const AttendCall& call);
     bool attends_everything(uint32_t group_index, const Store& store, uint32_t visible_count);
     void run_jobs(const Store& store, const AttendCall& call, std::span<Job> jobs);
@@ -77,24 +87,27 @@ private:
     uint32_t group_index(const Group& group) const {
         return static_cast<uint32_t>(&group - s_.groups.all().data());
     }
-    uint32_t* list_of(uint32_t group, uint32_t query_in_store) const;
+    uint32_t* list_of(uint32_t group, uint32_t view_index) const;
+    uint32_t view_first(uint32_t store_index) const { return store_index * s_.limits.queries_max; }
 
     SessionState& s_;
     bool open_ = false;
     bool told_dense_without_statistics_ = false;
     uint32_t first_kv_layer_ = 0;
+    std::vector<uint8_t> labels_started_;  // [layer] in every store
     uint32_t sample_layer_ = 0;
     uint64_t sampled_step_ = 0;
     std::vector<uint32_t> stores_;         // indices, in StepInput order
     std::vector<uint32_t> token_offsets_;  // CSR
     std::vector<int64_t> slots_;
-    // Views of the step's queries, by store: made once per visibility version.
+    // Views of the step's queries, made once per visibility version: queries_max of each store.
     uint64_t views_version_ = 0;
-    uint32_t views_store_ = UINT32_MAX;
-    std::vector<QueryView> views_;
-    std::span<kernels::SpanMask> seen_;  // union of what the store's queries see
+    std::vector<QueryView> views_;       // [views_max]
+    // By store of the step: the union of what its queries see.
+    std::vector<std::span<kernels::SpanMask>> seen_;
     std::vector<Job> jobs_;
-    std::vector<kernels::SlotList> last_lists_;  // [group, queries_max]
+    std::vector<kernels::SlotList> last_lists_;  // [group, views_max]
+    std::vector<uint32_t> last_query_offsets_;   // CSR: queries of each store in the last attend
     std::vector<float> lse_;                     // [q_head_count] of the last merge
     std::vector<float> exact_lse_;  // [query_count, q_head_count of a group], if asked for
     struct {                        // of the recall sample

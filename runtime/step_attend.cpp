@@ -48,8 +48,9 @@ Status Step::check_attend(const AttendCall& call) const {
     return Status::ok();
 }
 
-Status Step::prepare_query(const Store& store, const Visibility& visibility, uint32_t query,
+Status Step::prepare_query(uint32_t store_index, const Visibility& visibility, uint32_t query,
                            QueryView* view) {
+    const Store& store = *s_.stores[stores_[store_index]];
     const uint32_t begin = visibility.range_offsets[query];
     const std::span<const SlotRange> ranges =
         visibility.ranges.subspan(begin, visibility.range_offsets[query + 1] - begin);
@@ -62,37 +63,45 @@ Status Step::prepare_query(const Store& store, const Visibility& visibility, uin
                                        query, range.begin, range.end, store.order().slot_end()));
         }
         last_end = range.end;
-        mark_visible(seen_, range);
+        mark_visible(seen_[store_index], range);
     }
     if (view != nullptr) view->prepare(ranges, store.order(), s_.config.safety);
     return Status::ok();
 }
 
-Status Step::prepare_views(uint32_t store_index, const Visibility& visibility) {
-    if (visibility.version != 0 && visibility.version == views_version_ &&
-        views_store_ == store_index) {
-        return Status::ok();
-    }
-    const Store& store = *s_.stores[stores_[store_index]];
+Status Step::prepare_views_of(uint32_t store_index, const Visibility& visibility) {
     const uint32_t begin = visibility.query_offsets[store_index];
     const uint32_t end = visibility.query_offsets[store_index + 1];
     const bool sparse = end - begin <= s_.config.budget.sparse_queries_max;
-    views_version_ = 0;
-    seen_ = {s_.workspace.seen.as<kernels::SpanMask>(),
-             (store.order().slot_end() + kernels::kSpanSlots - 1) / kernels::kSpanSlots};
-    std::fill(seen_.begin(), seen_.end(), kernels::SpanMask{});
+    QueryView* view = sparse ? &views_[view_first(store_index)] : nullptr;
     for (uint32_t query = begin; query < end; ++query) {
-        SHOAL_TRY(
-            prepare_query(store, visibility, query, sparse ? &views_[query - begin] : nullptr));
+        SHOAL_TRY(prepare_query(store_index, visibility, query, view));
+        if (view != nullptr) ++view;
     }
-    views_version_ = visibility.version;
-    views_store_ = store_index;
     return Status::ok();
 }
 
-Status Step::check_written(uint32_t layer, const Store& store) const {
+Status Step::prepare_views(const Visibility& visibility) {
+    last_query_offsets_.assign(visibility.query_offsets.begin(), visibility.query_offsets.end());
+    if (visibility.version != 0 && visibility.version == views_version_) return Status::ok();
+    views_version_ = 0;
+    const size_t spans = (size_t{s_.limits.slot_count_max} + kernels::kSpanSlots - 1) /
+                         kernels::kSpanSlots;
+    for (uint32_t i = 0; i < stores_.size(); ++i) {
+        const Store& store = *s_.stores[stores_[i]];
+        seen_[i] = {s_.workspace.seen.as<kernels::SpanMask>() + i * spans,
+                    (store.order().slot_end() + kernels::kSpanSlots - 1) / kernels::kSpanSlots};
+        std::fill(seen_[i].begin(), seen_[i].end(), kernels::SpanMask{});
+        SHOAL_TRY(prepare_views_of(i, visibility));
+    }
+    views_version_ = visibility.version;
+    return Status::ok();
+}
+
+Status Step::check_written(uint32_t layer, uint32_t store_index) const {
+    const Store& store = *s_.stores[stores_[store_index]];
     const SlotRange groups = s_.groups.of_layer(layer);
-    const uint32_t slot = store.first_missing(groups.begin, seen_);
+    const uint32_t slot = store.first_missing(groups.begin, seen_[store_index]);
     if (slot == store.order().slot_end()) return Status::ok();
     return invalid(fmt::format("visibility.ranges: slot {} is visible in layer {} but has no K "
                                "and V there",
@@ -100,9 +109,10 @@ Status Step::check_written(uint32_t layer, const Store& store) const {
 }
 
 Status Step::learn(uint32_t layer, const ConstTensor& q) {
-    if (!s_.limits.labels.enabled) return Status::ok();
-    const SlotRange groups = s_.groups.of_layer(layer);
-    if (!s_.formats[groups.begin].empty()) return Status::ok();
+    if (!s_.limits.labels.enabled || s_.shape.layers[layer].kind == LayerKind::sliding) {
+        return Status::ok();
+    }
+    if (labels_started_[layer] != 0) return Status::ok();
     s_.label_source->observe_queries(layer, q);
     if (s_.label_source->ready(layer)) return start_labels(layer);
     return Status::ok();
@@ -111,15 +121,15 @@ Status Step::learn(uint32_t layer, const ConstTensor& q) {
 Status Step::start_labels(uint32_t layer) {
     const SlotRange groups = s_.groups.of_layer(layer);
     for (uint32_t g = groups.begin; g < groups.end; ++g) {
-        s_.formats[g] = s_.label_source->make_formats(s_.groups.all()[g]);
+        // Indices point at the formats: once made they stay, whatever fails after.
+        if (s_.formats[g].empty()) {
+            s_.formats[g] = s_.label_source->make_formats(s_.groups.all()[g]);
+        }
         for (const auto& store : s_.stores) {
-            const Status started =
-                store->start_labels(g, *s_.backend, s_.formats[g], s_.executor);
-            if (started) continue;
-            s_.formats[groups.begin].clear();  // tried again at the next step
-            return started;
+            SHOAL_TRY(store->start_labels(g, *s_.backend, s_.formats[g], s_.executor));
         }
     }
+    labels_started_[layer] = 1;
     if (groups.end == s_.groups.count()) {
         s_.log(LogLevel::info, "channel statistics are known: labels are in use");
     }
@@ -130,6 +140,8 @@ bool Step::attends_everything(uint32_t group_index, const Store& store, uint32_t
     const Config::Budget& budget = s_.config.budget;
     const Group& group = s_.groups.all()[group_index];
     if (s_.config.selector.kind == SelectorKind::dense) return true;
+    // What such a layer sees is short already.
+    if (s_.shape.layers[group.layer].kind == LayerKind::sliding) return true;
     const uint32_t below = budget.dense_below != 0 ? budget.dense_below : 2 * budget.rows;
     if (visible_count <= below) return true;
     if (group.dense && visible_count <= budget.dense_rows) return true;
@@ -146,9 +158,9 @@ bool Step::attends_everything(uint32_t group_index, const Store& store, uint32_t
     return true;
 }
 
-uint32_t* Step::list_of(uint32_t group, uint32_t query_in_store) const {
+uint32_t* Step::list_of(uint32_t group, uint32_t view_index) const {
     return s_.workspace.lists.as<uint32_t>() + s_.list_offset[group] +
-           size_t{query_in_store} * s_.list_rows_max[group];
+           size_t{view_index} * s_.list_rows_max[group];
 }
 
 kernels::AttendInput Step::input_of(const Store& store, const AttendCall& call,
@@ -222,7 +234,7 @@ void Step::sample_recall(const Store& store, const AttendCall& call, const Job& 
     if (every == 0 || s_.stats.steps % every != 0 || call.layer != sample_layer_) return;
     if (sampled_step_ == s_.stats.steps) return;
     sampled_step_ = s_.stats.steps;
-    const QueryView& view = views_[0];
+    const QueryView& view = views_[job.view];
     sample_layer_ = call.layer + 1 < s_.shape.layers.size() ? call.layer + 1 : first_kv_layer_;
     if (job.slots.count >= view.visible_count()) return;
 
@@ -284,14 +296,22 @@ Status Step::attend_exact(uint32_t store_index, const AttendCall& call) {
 }
 
 std::vector<uint32_t> Step::attended_slots(uint32_t group, uint32_t query) const {
-    if (query >= s_.limits.queries_max) return {};
-    const kernels::SlotList& list = last_lists_[size_t{group} * s_.limits.queries_max + query];
+    const std::vector<uint32_t>& offsets = last_query_offsets_;
+    if (offsets.empty() || query >= offsets.back()) return {};
+    const auto next = std::upper_bound(offsets.begin(), offsets.end(), query);
+    const auto store_index = static_cast<uint32_t>(next - offsets.begin()) - 1;
+    const uint32_t query_in_store = query - offsets[store_index];
+    if (query_in_store >= s_.limits.queries_max) return {};
+    const kernels::SlotList& list =
+        last_lists_[size_t{group} * s_.limits.views_max + view_first(store_index) +
+                    query_in_store];
     std::vector<uint32_t> slots(list.count);
     for (uint32_t i = 0; i < list.count; ++i) slots[i] = list.at(i);
     return slots;
 }
 
 void Step::forget_lists() {
+    last_query_offsets_.clear();
     std::fill(last_lists_.begin(), last_lists_.end(), kernels::SlotList{});
 }
 

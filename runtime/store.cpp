@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "calib/choose_channels.hpp"
+#include "offload/executor.hpp"
 
 namespace shoal {
 
@@ -83,6 +85,11 @@ Status Store::ensure(uint32_t slot_end, const Executor& executor) {
     return Status::ok();
 }
 
+Status Store::own(std::span<const int64_t> slots) {
+    for (const auto& group : groups_) SHOAL_TRY(group->rows.own(slots));
+    return Status::ok();
+}
+
 Status Store::write(uint32_t group_index, const Group& group, RowPart part,
                     std::span<const int64_t> slots, const ConstTensor& rows,
                     const kernels::Backend& backend, const Executor& executor) {
@@ -116,8 +123,7 @@ Status Store::keys_changed(GroupStore& group, std::span<const int64_t> slots,
     if (!group.labels.started()) return Status::ok();
     for (size_t i = 0; i < slots.size();) {
         const SlotRange run = run_at(slots, i);
-        SHOAL_TRY(group.label_region.touch_until(
-            size_t{span_count_of(run.end)} * group.labels.span_stride_bytes()));
+        SHOAL_TRY(touch_labels(group, run.end));
         group.labels.on_keys(group.rows.view(), run, group.written, executor);
         i += run.end - run.begin;
     }
@@ -141,9 +147,78 @@ Status Store::start_labels(uint32_t group_index, const kernels::Backend& backend
     group.labels.start(backend, formats, memory);
     const uint32_t slot_end = order_.slot_end();
     if (slot_end == 0) return Status::ok();
-    SHOAL_TRY(group.label_region.touch_until(size_t{span_count_of(slot_end)} *
-                                             group.labels.span_stride_bytes()));
+    const Status touched = touch_labels(group, slot_end);
+    if (!touched) {
+        group.labels = LabelIndex();  // not started: the next step tries again
+        return touched;
+    }
     group.labels.on_keys(group.rows.view(), {0, slot_end}, group.written, executor);
+    return Status::ok();
+}
+
+Status Store::touch_labels(GroupStore& group, uint32_t slot_end) {
+    return group.label_region.touch_until(size_t{span_count_of(slot_end)} *
+                                          group.labels.span_stride_bytes());
+}
+
+Status Store::copy_part(uint32_t group_index, RowPart part, const Store& from,
+                        const Executor& executor) {
+    GroupStore& to = *groups_[group_index];
+    const GroupStore& source = *from.groups_[group_index];
+    const bool is_k = part == RowPart::k;
+    const uint32_t slot_end = from.order_.slot_end();
+    const bool labelled = is_k && to.labels.started();
+    if (labelled) SHOAL_TRY(touch_labels(to, slot_end));
+    const kernels::KvView from_rows = source.rows.view();
+    const kernels::KvView to_rows = to.rows.view();
+    const kernels::PieceFormat& format = to_rows.format;
+    const size_t bytes = is_k ? format.k_head_dim * dtype_bytes(format.k_dtype)
+                              : format.v_head_dim * dtype_bytes(format.v_dtype);
+    offload::run_on(executor, span_count_of(slot_end), [&](uint32_t span, uint32_t) {
+        for (uint32_t slot = span * kSpanSlots; slot < (span + 1) * kSpanSlots; ++slot) {
+            if (!source.has_row(slot, is_k)) continue;
+            for (uint32_t h = 0; h < format.kv_head_count; ++h) {
+                if (is_k) std::memcpy(to_rows.k_row(slot, h), from_rows.k_row(slot, h), bytes);
+                else std::memcpy(to_rows.v_row(slot, h), from_rows.v_row(slot, h), bytes);
+            }
+        }
+    });
+    for (size_t span = 0; span < to.written.size(); ++span) {
+        if (is_k) std::copy_n(source.written[span].k, 2, to.written[span].k);
+        else std::copy_n(source.written[span].v, 2, to.written[span].v);
+    }
+    if (is_k) to.history = source.history;
+    if (labelled) copy_labels(to, source, slot_end, executor);
+    return Status::ok();
+}
+
+void Store::copy_labels(GroupStore& to, const GroupStore& from, uint32_t slot_end,
+                        const Executor& executor) {
+    if (from.labels.started()) {
+        to.labels.copy_from(from.labels);
+        return;
+    }
+    to.labels.clear();
+    if (slot_end != 0) to.labels.on_keys(to.rows.view(), {0, slot_end}, to.written, executor);
+}
+
+Status Store::fork_from(Store& from, const Executor& executor) {
+    clear();
+    for (size_t g = 0; g < groups_.size(); ++g) {
+        GroupStore& to = *groups_[g];
+        GroupStore& source = *from.groups_[g];
+        const bool labelled = to.labels.started();
+        Status status = to.rows.share_from(source.rows);
+        if (status && labelled) status = touch_labels(to, from.order_.slot_end());
+        if (!status) {
+            clear();
+            return status;
+        }
+        std::copy(source.written.begin(), source.written.end(), to.written.begin());
+        to.history = source.history;
+        if (labelled) copy_labels(to, source, from.order_.slot_end(), executor);
+    }
+    order_.copy_from(from.order_);
     return Status::ok();
 }
 

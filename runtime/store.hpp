@@ -47,10 +47,19 @@ public:
 
     // Puts the slots [0, slot_end) of every group into RAM: once per step, before any write.
     Status ensure(uint32_t slot_end, const Executor& executor);
+    // Makes sure that writing these slots, all ensured, changes no other store: after ensure().
+    Status own(std::span<const int64_t> slots);
     // Writes K or V of some slots. The rows must be finite. Encodes labels when keys came.
     Status write(uint32_t group_index, const Group& group, kernels::RowPart part,
                  std::span<const int64_t> slots, const ConstTensor& rows,
                  const kernels::Backend& backend, const Executor& executor);
+    // Becomes what `from` is, a store with as many slots: rows are shared until one of the two
+    // writes them; labels, order and history are copied. On failure this store is empty.
+    Status fork_from(Store& from, const Executor& executor);
+    // Makes K or V of a group what it is in `from`, a store with as many slots. Memory for them is
+    // ensured already. Labels follow the keys.
+    Status copy_part(uint32_t group_index, kernels::RowPart part, const Store& from,
+                     const Executor& executor);
     // Starts labels of a group and encodes every span that already has keys.
     Status start_labels(uint32_t group_index, const kernels::Backend& backend,
                         std::span<const kernels::LabelFormat> formats, const Executor& executor);
@@ -69,6 +78,10 @@ public:
 
 private:
     Store(offload::Region index, uint32_t slot_count_max);
+    static Status touch_labels(GroupStore& group, uint32_t slot_end);
+    // Labels as in `from`, whose keys are here already. Memory for them is in RAM.
+    static void copy_labels(GroupStore& to, const GroupStore& from, uint32_t slot_end,
+                            const Executor& executor);
     Status keys_changed(GroupStore& group, std::span<const int64_t> slots,
                         const Executor& executor);
 

@@ -95,16 +95,24 @@ __device__ __forceinline__ AttendRows attend_load(const std::byte* rows, const i
                                                   uint32_t first, uint32_t end, uint32_t lane16) {
     AttendRows load;
     load.own_valid = false;
+    int32_t slot[kAttendGroupRows];
     SHOAL_UNROLL
     for (uint32_t j = 0; j < kAttendGroupRows; ++j) {
-        const int32_t slot = first + j < end ? slots[first + j] : -1;
-        load.k[j] = load.v[j] = make_uint4(0, 0, 0, 0);
-        if (slot >= 0) {
-            const std::byte* row = rows + size_t{static_cast<uint32_t>(slot)} * kPieceBytes;
-            load.k[j] = load_once(reinterpret_cast<const uint4*>(row) + lane16);
-            load.v[j] = load_once(reinterpret_cast<const uint4*>(row + kRowBytes / 2) + lane16);
-        }
-        if (lane16 / 4 == j) load.own_valid = slot >= 0;
+        slot[j] = slots[min(first + j, end - 1)];
+        if (first + j >= end) slot[j] = -1;
+        if (lane16 / 4 == j) load.own_valid = slot[j] >= 0;
+    }
+    // No condition between the loads. What stands in slot 0 instead of a row that is none is not
+    // used, whatever it is: 0 x NaN would be NaN.
+    SHOAL_UNROLL
+    for (uint32_t j = 0; j < kAttendGroupRows; ++j) {
+        const std::byte* row = rows + static_cast<size_t>(max(slot[j], 0)) * kPieceBytes;
+        load.k[j] = load_once(reinterpret_cast<const uint4*>(row) + lane16);
+        load.v[j] = load_once(reinterpret_cast<const uint4*>(row + kRowBytes / 2) + lane16);
+    }
+    SHOAL_UNROLL
+    for (uint32_t j = 0; j < kAttendGroupRows; ++j) {
+        if (slot[j] < 0) load.k[j] = load.v[j] = make_uint4(0, 0, 0, 0);
     }
     return load;
 }

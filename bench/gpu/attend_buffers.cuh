@@ -39,9 +39,8 @@ struct AttendBuffers {
         args.arrived = arrived.data();
         args.out = out.data();
         args.lse = lse.data();
-        attend<kAttendThreads>
-            <<<dim3(splits, batch * kKvHeads), kAttendThreads, 0, stream>>>(args);
-        SHOAL_LAUNCHED();
+        launch(stream, {dim3(splits, batch * kKvHeads), kAttendThreads}, attend<kAttendThreads>,
+               args);
     }
     // Error of request `r` against kernels/ref over `pieces`: outputs, and log-sum-exp.
     struct Error {

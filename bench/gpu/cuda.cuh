@@ -1,8 +1,13 @@
 // Checked CUDA calls, owners of what they return, and how a figure is measured.
 #pragma once
 
+#ifdef __CUDACC__
 #include <cuda_runtime.h>
+#else
+#include "bench/gpu/emulated_cuda.hpp"
+#endif
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <functional>
@@ -24,8 +29,29 @@ inline void check_cuda(cudaError_t error, const char* call, const char* file, in
                              cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
 }
 #define SHOAL_CUDA(call) ::shoal::gpu::check_cuda((call), #call, __FILE__, __LINE__)
-// After every launch.
-#define SHOAL_LAUNCHED() ::shoal::gpu::check_cuda(cudaGetLastError(), "launch", __FILE__, __LINE__)
+
+struct Shape {
+    dim3 grid;
+    uint32_t threads;
+    uint32_t shared_bytes = 0;  // dynamic
+};
+// The one place where kernels are launched: by CUDA, or by the emulator.
+template <typename... Parameters, typename... Arguments>
+void launch(cudaStream_t stream, const Shape& shape, void (*kernel)(Parameters...),
+            const Arguments&... arguments) {
+#ifdef __CUDACC__
+    kernel<<<shape.grid, shape.threads, shape.shared_bytes, stream>>>(
+        static_cast<Parameters>(arguments)...);
+    SHOAL_CUDA(cudaGetLastError());
+#else
+    (void)stream;
+    static uint32_t launches = 0;
+    const emulator::Launch how = {shape.grid.x, shape.grid.y, shape.threads, launches++ % 4};
+    emulator::submit([=] {
+        emulator::launch(how, [&] { kernel(static_cast<Parameters>(arguments)...); });
+    });
+#endif
+}
 
 inline double now_s() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
@@ -77,6 +103,16 @@ private:
     cudaEvent_t event_ = nullptr;
 };
 
+// Bytes that the arrays below hold, and the most they held since `peak` was set back.
+struct Held {
+    uint64_t now = 0;
+    uint64_t peak = 0;
+    void add(uint64_t bytes) { peak = std::max(peak, now += bytes); }
+    void remove(uint64_t bytes) { now -= bytes; }
+};
+inline Held held_on_device;
+inline Held held_pinned;
+
 // Device memory of `count` elements. Nothing is allocated between measurements.
 template <typename T>
 class DeviceArray {
@@ -85,12 +121,17 @@ public:
     explicit DeviceArray(size_t count) : count_(count) {
         if (count != 0) {
             SHOAL_CUDA(cudaMalloc(reinterpret_cast<void**>(&data_), count * sizeof(T)));
+            held_on_device.add(bytes());
         }
     }
     explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
         upload(values);
     }
-    ~DeviceArray() { cudaFree(data_); }
+    ~DeviceArray() {
+        if (data_ == nullptr) return;
+        cudaFree(data_);
+        held_on_device.remove(bytes());
+    }
     DeviceArray(DeviceArray&& other) noexcept { swap(other); }
     DeviceArray& operator=(DeviceArray&& other) noexcept {
         swap(other);
@@ -142,9 +183,12 @@ public:
         void* pointer = nullptr;
         SHOAL_CUDA(cudaHostGetDevicePointer(&pointer, data_, 0));
         device_data_ = static_cast<T*>(pointer);
+        held_pinned.add(count * sizeof(T));
     }
     ~PinnedArray() {
-        if (data_ != nullptr) cudaFreeHost(data_);
+        if (data_ == nullptr) return;
+        cudaFreeHost(data_);
+        held_pinned.remove(count_ * sizeof(T));
     }
     PinnedArray(PinnedArray&& other) noexcept { swap(other); }
     PinnedArray& operator=(PinnedArray&& other) noexcept {
@@ -219,6 +263,8 @@ struct Context {
         const double now = now_s();
         return wants_another({done, now - case_begin_s, now - begin_s, budget_s, small});
     }
+    // Calls in a graph: `wanted`, or 2 where figures mean nothing.
+    uint32_t calls(uint32_t wanted) const { return small ? std::min(wanted, 2U) : wanted; }
     // Adds a row unless the case was left out.
     void add(Row row) const {
         if (row.value.count == 0) return report.note(row.what + ": left out, the budget is spent");
@@ -252,14 +298,20 @@ inline Summary time_stream(const Context& context, cudaStream_t stream, const En
 
 // Microseconds of one of `inner` calls that are captured in one graph and replayed: kernels follow
 // each other as in a captured step. `enqueue` is given 0 .. inner - 1, to rotate its buffers. The
-// graph runs once to warm up and twice for each sample.
+// graph runs once to warm up and twice for each sample; `prepare` goes before each timed run and is
+// not timed.
 inline Summary time_captured(const Context& context, cudaStream_t stream, uint32_t inner,
-                             const std::function<void(cudaStream_t, uint32_t)>& enqueue) {
+                             const std::function<void(cudaStream_t, uint32_t)>& enqueue,
+                             const Enqueue& prepare = {}) {
     const Graph graph(stream, [&] {
         for (uint32_t i = 0; i < inner; ++i) enqueue(stream, i);
     });
     const auto replay = [&](cudaStream_t target) { graph.launch(target); };
-    Summary summary = time_stream(context, stream, replay, replay);
+    const auto lead = [&](cudaStream_t target) {
+        graph.launch(target);
+        if (prepare) prepare(target);
+    };
+    Summary summary = time_stream(context, stream, replay, lead);
     summary.median /= inner;
     summary.p10 /= inner;
     summary.p90 /= inner;

@@ -1,10 +1,12 @@
 #include "bench/gpu/emulator.hpp"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <deque>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -21,14 +23,26 @@
 #define SHOAL_EMULATOR_ASAN 1
 #endif
 #endif
+#if defined(__SANITIZE_THREAD__)
+#define SHOAL_EMULATOR_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define SHOAL_EMULATOR_TSAN 1
+#endif
+#endif
 #ifdef SHOAL_EMULATOR_ASAN
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
 namespace shoal::gpu {
 namespace {
 
-constexpr size_t kStackBytes = size_t{128} << 10;
+constexpr size_t kStackBytes = size_t{160} << 10;
+// Stacks lie a multiple of 4 KiB apart: without a shift the tops of a thousand of them share a few
+// sets of every cache, and each switch of fibers waits for memory.
+constexpr size_t kStackShift = 576;
+constexpr size_t kStackShifts = 64;
 constexpr size_t kSharedBytes = size_t{228} << 10;
 
 enum class State : uint8_t { ready, at_block_barrier, at_warp_exchange, polling, done };
@@ -39,8 +53,27 @@ struct Copy {
     uint32_t bytes;
 };
 
-struct Fiber {
+// Where something stopped. swapcontext() asks the kernel for the signal mask, which takes ten times
+// as long as a jump: it only begins a fiber. The thread sanitizer knows no jump to another stack.
+struct Place {
     ucontext_t context{};
+    jmp_buf jump{};
+    bool begun = false;
+};
+void go(Place& from, Place& to) {
+#ifdef SHOAL_EMULATOR_TSAN
+    swapcontext(&from.context, &to.context);
+#else
+    from.begun = true;
+    if (_setjmp(from.jump) != 0) return;
+    if (to.begun) _longjmp(to.jump, 1);
+    setcontext(&to.context);
+#endif
+}
+
+// Kept from launch to launch; between two bodies it waits in fiber_main().
+struct Fiber {
+    Place place;
     std::unique_ptr<char[]> stack;
     State state = State::ready;
     uint64_t value = 0;
@@ -61,18 +94,19 @@ struct CopyBarrier {
 
 // The block that runs. Blocks run one after another.
 struct Block {
-    std::vector<Fiber> fibers;
-    std::vector<unsigned char> shared;
+    std::deque<Fiber>& fibers;  // the first thread_count
+    uint32_t thread_count;
+    std::vector<unsigned char> shared{};
     size_t shared_used = 0;
-    std::map<const std::type_info*, void*> objects;
-    std::map<const uint64_t*, CopyBarrier> barriers;
+    std::map<const std::type_info*, void*> objects{};
+    std::map<const uint64_t*, CopyBarrier> barriers{};
     const std::function<void()>* body = nullptr;
-    ucontext_t scheduler{};
+    Place scheduler{};
     const void* scheduler_stack = nullptr;
     size_t scheduler_stack_bytes = 0;
     void* scheduler_fake_stack = nullptr;
     uint32_t current = 0;
-    std::exception_ptr error;
+    std::exception_ptr error{};
 };
 Block* block = nullptr;
 
@@ -85,12 +119,13 @@ void to_scheduler(State state) {
     Fiber& fiber = block->fibers[block->current];
     fiber.state = state;
 #ifdef SHOAL_EMULATOR_ASAN
-    __sanitizer_start_switch_fiber(state == State::done ? nullptr : &fiber.fake_stack,
-                                   block->scheduler_stack, block->scheduler_stack_bytes);
+    __sanitizer_start_switch_fiber(&fiber.fake_stack, block->scheduler_stack,
+                                   block->scheduler_stack_bytes);
 #endif
-    swapcontext(&fiber.context, &block->scheduler);
+    go(fiber.place, block->scheduler);
 #ifdef SHOAL_EMULATOR_ASAN
-    __sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr);
+    __sanitizer_finish_switch_fiber(fiber.fake_stack, &block->scheduler_stack,
+                                    &block->scheduler_stack_bytes);
 #endif
 }
 
@@ -99,12 +134,14 @@ void fiber_main() {
     __sanitizer_finish_switch_fiber(nullptr, &block->scheduler_stack,
                                     &block->scheduler_stack_bytes);
 #endif
-    try {
-        (*block->body)();
-    } catch (...) {
-        if (!block->error) block->error = std::current_exception();
+    while (true) {
+        try {
+            (*block->body)();
+        } catch (...) {
+            if (!block->error) block->error = std::current_exception();
+        }
+        to_scheduler(State::done);
     }
-    to_scheduler(State::done);
 }
 
 void resume(uint32_t thread) {
@@ -115,7 +152,7 @@ void resume(uint32_t thread) {
 #ifdef SHOAL_EMULATOR_ASAN
     __sanitizer_start_switch_fiber(&block->scheduler_fake_stack, fiber.stack.get(), kStackBytes);
 #endif
-    swapcontext(&block->scheduler, &fiber.context);
+    go(block->scheduler, fiber.place);
 #ifdef SHOAL_EMULATOR_ASAN
     __sanitizer_finish_switch_fiber(block->scheduler_fake_stack, nullptr, nullptr);
 #endif
@@ -129,9 +166,22 @@ std::vector<uint32_t> order_of(uint32_t count, uint32_t seed, uint32_t salt) {
     return order;
 }
 
+void begin_fiber(Fiber& fiber, size_t index) {
+    fiber.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
+#ifdef SHOAL_EMULATOR_ASAN
+    __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
+#endif
+    getcontext(&fiber.place.context);
+    fiber.place.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.place.context.uc_stack.ss_size = kStackBytes - index % kStackShifts * kStackShift;
+    fiber.place.context.uc_link = nullptr;
+    fiber.place.begun = false;
+    makecontext(&fiber.place.context, fiber_main, 0);
+}
+
 // Lanes whose whole mask waits go on, each with a copy of what all of them passed.
 bool finish_exchanges(uint32_t warp) {
-    Fiber* lanes = &block->fibers[warp * 32];
+    const auto lanes = block->fibers.begin() + warp * 32;
     bool progress = false;
     for (uint32_t lane = 0; lane < 32; ++lane) {
         if (lanes[lane].state != State::at_warp_exchange) continue;
@@ -143,9 +193,11 @@ bool finish_exchanges(uint32_t warp) {
                        lanes[other].mask == mask;
         }
         if (!complete) continue;
+        std::array<uint64_t, 32> values;
+        for (uint32_t i = 0; i < 32; ++i) values[i] = lanes[i].value;
         for (uint32_t other = 0; other < 32; ++other) {
             if (((mask >> other) & 1U) == 0) continue;
-            for (uint32_t i = 0; i < 32; ++i) lanes[other].received[i] = lanes[i].value;
+            lanes[other].received = values;
             lanes[other].state = State::ready;
         }
         progress = true;
@@ -155,19 +207,21 @@ bool finish_exchanges(uint32_t warp) {
 
 bool finish_block_barrier() {
     bool any = false;
-    for (const Fiber& fiber : block->fibers) {
-        if (fiber.state == State::done) continue;
-        if (fiber.state != State::at_block_barrier) return false;
+    for (uint32_t t = 0; t < block->thread_count; ++t) {
+        const State state = block->fibers[t].state;
+        if (state == State::done) continue;
+        if (state != State::at_block_barrier) return false;
         any = true;
     }
-    for (Fiber& fiber : block->fibers) {
-        if (fiber.state == State::at_block_barrier) fiber.state = State::ready;
+    for (uint32_t t = 0; t < block->thread_count; ++t) {
+        State& state = block->fibers[t].state;
+        if (state == State::at_block_barrier) state = State::ready;
     }
     return any;
 }
 
 void run_block(uint32_t seed) {
-    const auto count = static_cast<uint32_t>(block->fibers.size());
+    const uint32_t count = block->thread_count;
     uint32_t idle_rounds = 0;
     for (uint32_t round = 0;; ++round) {
         bool ran = false;
@@ -215,11 +269,11 @@ void check_bulk(const void* a, const void* b, uint32_t bytes) {
 namespace emulator {
 
 void launch(const Launch& shape, const std::function<void()>& body) {
-    Block running;
+    thread_local std::deque<Fiber> fibers;
+    for (size_t t = fibers.size(); t < shape.threads; ++t) begin_fiber(fibers.emplace_back(), t);
+    Block running{fibers, shape.threads};
     block = &running;
     running.body = &body;
-    running.fibers.resize(shape.threads);
-    for (Fiber& fiber : running.fibers) fiber.stack = std::make_unique<char[]>(kStackBytes);
     running.shared.resize(kSharedBytes + 128);
     blockDim = {shape.threads, 1, 1};
     gridDim = {shape.grid_x, shape.grid_y, 1};
@@ -229,17 +283,18 @@ void launch(const Launch& shape, const std::function<void()>& body) {
         running.shared_used = 0;
         running.objects.clear();
         running.barriers.clear();
-        for (Fiber& fiber : running.fibers) {
-            fiber.state = State::ready;
-            fiber.stores.clear();
-            fiber.groups.clear();
-            getcontext(&fiber.context);
-            fiber.context.uc_stack.ss_sp = fiber.stack.get();
-            fiber.context.uc_stack.ss_size = kStackBytes;
-            fiber.context.uc_link = nullptr;
-            makecontext(&fiber.context, fiber_main, 0);
+        for (uint32_t t = 0; t < shape.threads; ++t) {
+            fibers[t].state = State::ready;
+            fibers[t].stores.clear();
+            fibers[t].groups.clear();
         }
-        run_block(shape.seed);
+        try {
+            run_block(shape.seed);
+        } catch (...) {
+            fibers.clear();  // some are in the middle of the body
+            block = nullptr;
+            throw;
+        }
     }
     block = nullptr;
 }

@@ -39,6 +39,9 @@ struct alignas(16) int4 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+struct __nv_bfloat16 {
+    uint16_t bits;
+};
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
@@ -135,6 +138,9 @@ inline int __clz(int value) {
 }
 inline int __float2int_rn(float value) { return static_cast<int>(std::nearbyintf(value)); }
 inline float __uint_as_float(uint32_t bits) { return emulator::unpack<float>(bits); }
+inline float __bfloat162float(__nv_bfloat16 value) {
+    return __uint_as_float(uint32_t{value.bits} << 16);
+}
 template <typename T>
 T min(T a, T b) {
     return b < a ? b : a;
@@ -150,8 +156,12 @@ inline uint32_t load_l2(const uint32_t* from) { return *from; }
 inline float load_l2(const float* from) { return *from; }
 float half_bits_to_float(uint32_t bits);
 inline float exp2_fast(float x) { return std::exp2(x); }
-inline void store_release_system(uint32_t* to, uint32_t value) { *to = value; }
-inline uint32_t load_acquire_system(const uint32_t* from) { return *from; }
+inline void store_release_system(uint32_t* to, uint32_t value) {
+    __atomic_store_n(to, value, __ATOMIC_RELEASE);
+}
+inline uint32_t load_acquire_system(const uint32_t* from) {
+    return __atomic_load_n(from, __ATOMIC_ACQUIRE);
+}
 uint64_t timer_ns();
 
 unsigned char* dynamic_shared();

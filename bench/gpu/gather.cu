@@ -1,11 +1,13 @@
-// Pieces of pinned host memory gathered by SMs: bandwidth by piece size, blocks, order and way of
-// loading; and what a running gather costs a neighbour, and the neighbour it.
+// Pieces of pinned host memory gathered by SMs: bandwidth by piece size, blocks, order, way of
+// pinning and way of loading; and what a running gather costs a neighbour, and the neighbour it.
 #include "bench/gpu/gather.cuh"
 
 #include <algorithm>
 
 #include "bench/gpu/gemm.cuh"
+#include "bench/gpu/host_memory.cuh"
 #include "bench/gpu/limits.cuh"
+#include "bench/gpu/together.cuh"
 #include "bench/gpu/parts.hpp"
 
 namespace shoal::gpu {
@@ -17,17 +19,10 @@ const char* way_name(Way way) { return way == Way::plain ? "loads" : "bulk copie
 
 void enqueue_gather(Way way, const GatherArgs& args, uint32_t blocks, cudaStream_t stream) {
     if (way == Way::plain) {
-        gather_plain<kGatherThreads><<<blocks, kGatherThreads, 0, stream>>>(args);
+        launch(stream, {blocks, kGatherThreads}, gather_plain<kGatherThreads>, args);
     } else {
-        gather_bulk<kBulkStages><<<blocks, 32, kBulkSharedBytes, stream>>>(args);
+        launch(stream, {blocks, 32, kBulkSharedBytes}, gather_bulk<kBulkStages>, args);
     }
-    SHOAL_LAUNCHED();
-}
-
-uint32_t log2_of(uint64_t value) {
-    uint32_t log2 = 0;
-    while ((value >>= 1) != 0) ++log2;
-    return log2;
 }
 
 // A list of pieces on the device and on the host.
@@ -53,19 +48,32 @@ struct Pieces {
     DeviceArray<uint32_t> count_on_device;
 };
 
+// Pinned memory that pieces come from, and what DMA reaches from it.
+struct Source {
+    const char* memory;  // how it was pinned
+    const std::byte* host;
+    const std::byte* on_device;
+    Summary dma;
+};
+
 struct Gatherer {
     explicit Gatherer(Context& c)
-        : context(c), region(make_pinned_rows(c, stream)),
-          from(reinterpret_cast<const std::byte*>(region.device_data())),
-          to(c.plan.gather_sample_bytes) {
+        : context(c), driver_region(c.plan.pinned_bytes),
+          map(c.plan.pinned_bytes, kRegisterChunk, 4), to(c.plan.gather_sample_bytes) {
         SHOAL_CUDA(cudaFuncSetAttribute(gather_bulk<kBulkStages>,
                                         cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(kBulkSharedBytes)));
-        ways.push_back(Way::plain);
-        if (c.device.has_bulk_copy) ways.push_back(Way::bulk);
-        const uint64_t bytes = std::min(c.plan.dma_bytes_max, c.plan.gather_sample_bytes);
-        dma = measure_bulk_h2d(c, region.data(), to.data(), bytes, stream);
-        c.add(make_row("dma h2d in bulk", {{"piece", bytes_text(bytes)}}, dma, "GB/s"));
+        add_source("cudaHostAlloc", driver_region.data(), driver_region.device_data());
+        add_source("registered", map.data(), map.device_data());
+    }
+    void add_source(const char* memory, std::byte* host, const std::byte* on_device) {
+        fill_host_rows(context, host, context.plan.pinned_bytes, stream);
+        const uint64_t bytes =
+            std::min(context.plan.dma_bytes_max, context.plan.gather_sample_bytes);
+        const Summary dma = measure_bulk_h2d(context, host, to.data(), bytes, stream);
+        context.add(make_row("dma h2d in bulk",
+                             {{"piece", bytes_text(bytes)}, {"memory", memory}}, dma, "GB/s"));
+        sources.push_back({memory, host, on_device, dma});
     }
     uint32_t count_for(uint32_t piece_bytes) const {
         return static_cast<uint32_t>(std::min(context.plan.gather_sample_bytes,
@@ -74,119 +82,61 @@ struct Gatherer {
 
     Context& context;
     Stream stream;
-    PinnedArray<uint4> region;
-    const std::byte* from;
+    PinnedArray<std::byte> driver_region;
+    RegisteredMap map;
     DeviceArray<std::byte> to;
-    std::vector<Way> ways;
-    Summary dma;
+    std::vector<Source> sources;
 };
 
-void check_gather(Gatherer& g, Way way, const Pieces& pieces, uint32_t blocks) {
+void check_gather(Gatherer& g, Way way, const Source& source, const Pieces& pieces,
+                  uint32_t blocks) {
     g.to.fill_bytes(0xee);
-    enqueue_gather(way, pieces.args(g.from, g.to.data()), blocks, g.stream);
+    enqueue_gather(way, pieces.args(source.on_device, g.to.data()), blocks, g.stream);
     g.stream.wait_idle();
     const std::vector<std::byte> got = g.to.download();
     const size_t piece = size_t{1} << pieces.piece_log2;
     size_t wrong = 0;
     for (size_t i = 0; i < pieces.host.size(); ++i) {
-        const std::byte* wanted =
-            reinterpret_cast<const std::byte*>(g.region.data()) + pieces.host[i] * piece;
+        const std::byte* wanted = source.host + pieces.host[i] * piece;
         if (std::memcmp(&got[i * piece], wanted, piece) != 0) ++wrong;
     }
-    g.context.report.check(std::string("gather by ") + way_name(way) + ", " + bytes_text(piece) +
-                               ", " + std::to_string(blocks) + " blocks",
+    g.context.report.check(std::string("gather by ") + way_name(way) + ", " + source.memory +
+                               ", " + bytes_text(piece) + ", " + std::to_string(blocks) +
+                               " blocks",
                            wrong == 0, std::to_string(wrong) + " pieces differ");
 }
 
-void time_gather(Gatherer& g, uint32_t piece_bytes, Order order) {
+void time_gather(Gatherer& g, Way way, const Source& source, uint32_t piece_bytes, Order order) {
     const Pieces pieces(piece_bytes, g.count_for(piece_bytes), g.context.plan.pinned_bytes, order,
                         7);
-    for (const Way way : g.ways) {
-        if (order == Order::random) {
-            check_gather(g, way, pieces, 1);
-            check_gather(g, way, pieces, 16);
-        }
-        for (const uint32_t blocks : g.context.plan.ctas) {
-            const GatherArgs args = pieces.args(g.from, g.to.data());
-            const Summary us = time_stream(g.context, g.stream, [&](cudaStream_t s) {
-                enqueue_gather(way, args, blocks, s);
-            });
-            Row row = make_row(std::string("gather by ") + way_name(way),
-                               {{"piece", bytes_text(piece_bytes)},
-                                {"ctas", std::to_string(blocks)},
-                                {"order", order == Order::sorted ? "sorted" : "random"}},
-                               gb_per_s(us, pieces.bytes()), "GB/s");
-            g.context.add(with_percent(std::move(row), g.dma.median, "bulk DMA"));
-        }
+    if (order == Order::random) {
+        check_gather(g, way, source, pieces, 1);
+        check_gather(g, way, source, pieces, 16);
+    }
+    for (const uint32_t blocks : g.context.plan.ctas) {
+        const GatherArgs args = pieces.args(source.on_device, g.to.data());
+        const Summary us = time_stream(g.context, g.stream, [&](cudaStream_t s) {
+            enqueue_gather(way, args, blocks, s);
+        });
+        Row row = make_row(std::string("gather by ") + way_name(way),
+                           {{"piece", bytes_text(piece_bytes)},
+                            {"ctas", std::to_string(blocks)},
+                            {"order", order == Order::sorted ? "sorted" : "random"},
+                            {"memory", source.memory}},
+                           gb_per_s(us, pieces.bytes()), "GB/s");
+        g.context.add(with_percent(std::move(row), source.dma.median, "bulk DMA"));
     }
 }
 
 // --- neighbours -------------------------------------------------------------------------------
 
-// Something that runs for long enough, on a stream of its own.
-struct Work {
-    std::string name;
-    Enqueue enqueue;
-};
-
-// Microseconds of `front` alone and while `back` runs from before it until after it.
-struct Together {
-    Summary alone;
-    Summary together;
-    uint32_t uncovered = 0;  // samples in which `back` ended first
-};
-
-Together time_together(const Context& context, const Stream& front_stream,
-                       const Stream& back_stream, const Work& front, const Work& back) {
-    Together result;
-    result.alone = time_stream(context, front_stream, front.enqueue);
-    const Summary back_alone = time_stream(context, back_stream, back.enqueue);
-    if (result.alone.count == 0 || back_alone.count == 0) return result;
-    // Four times what front takes alone: room for both to be slowed down.
-    const auto rounds = static_cast<uint32_t>(
-        std::max(2.0, 1 + 4 * result.alone.median / std::max(1.0, back_alone.median)));
-    const Event begin, end, back_end;
-    const Event started(Event::Timing::off);
-    std::vector<double> samples;
-    const double case_begin = now_s();
-    while (context.another(static_cast<uint32_t>(samples.size()), case_begin)) {
-        back.enqueue(back_stream);
-        started.record(back_stream);
-        started.hold(front_stream);
-        for (uint32_t i = 0; i < rounds; ++i) back.enqueue(back_stream);
-        begin.record(front_stream);
-        front.enqueue(front_stream);
-        end.record(front_stream);
-        back_end.record(back_stream);
-        end.wait();
-        back_end.wait();
-        samples.push_back(end.us_since(begin));
-        if (back_end.us_since(end) < 0) ++result.uncovered;
-    }
-    result.together = summarise(std::move(samples));
-    return result;
-}
-
-void report_together(Context& context, const Together& t, const Work& front, const Work& back) {
-    if (t.together.count == 0) return context.report.note(front.name + " beside " + back.name +
-                                                          ": left out, the budget is spent");
-    Summary slowdown = t.together;
-    slowdown.median = 100 * (t.together.median / t.alone.median - 1);
-    slowdown.p10 = 100 * (t.together.p10 / t.alone.median - 1);
-    slowdown.p90 = 100 * (t.together.p90 / t.alone.median - 1);
-    Row row = make_row("slowdown", {{"of", front.name}, {"beside", back.name}}, slowdown, "%");
-    row.note = number_text(t.alone.median) + " us alone";
-    if (t.uncovered != 0) {
-        row.note += ", neighbour ended first in " + std::to_string(t.uncovered) + " runs";
-    }
-    context.add(row);
-}
-
-// Tensor-core product of two square matrices, checked on one row of the result.
+// Tensor-core product [size, depth] x [depth, size], checked on one row of the result. Of little
+// depth: a block lasts as long as its depth, and whoever waits for a place waits for a block.
 class Gemm {
 public:
-    Gemm(Context& context, uint32_t size)
-        : size_(size), a_(size_t{size} * size), b_(size_t{size} * size), c_(size_t{size} * size) {
+    Gemm(Context& context, uint32_t size, uint32_t depth)
+        : size_(size), depth_(depth), a_(size_t{size} * depth), b_(size_t{depth} * size),
+          c_(size_t{size} * size) {
         const Stream stream;
         const uint64_t bytes = a_.bytes();
         enqueue_fill_rows(context.device, reinterpret_cast<uint4*>(a_.data()), bytes, 61, stream);
@@ -194,13 +144,13 @@ public:
         enqueue(stream);
         stream.wait_idle();
         const size_t row = size / 2 + 5;
-        const auto a = a_.download(row * size, size);
+        const auto a = a_.download(row * depth, depth);
         const auto b = b_.download();
         const std::vector<float> c = c_.download(row * size, size);
         std::vector<float> expected(size);
         for (uint32_t j = 0; j < size; ++j) {
             double sum = 0;
-            for (uint32_t i = 0; i < size; ++i) {
+            for (uint32_t i = 0; i < depth; ++i) {
                 sum += double{value_of(a[i])} * double{value_of(b[size_t{i} * size + j])};
             }
             expected[j] = static_cast<float>(sum);
@@ -209,63 +159,77 @@ public:
         for (uint32_t j = 0; j < size; ++j) {
             worst = std::max(worst, std::abs(double{c[j]} - double{expected[j]}));
         }
-        // Sums of `size` products below 1, f32: well under 1e-2.
+        // Sums of `depth` products below 1, f32: well under 1e-2.
         context.report.check("gemm stand-in", worst < 1e-2, "largest error " + number_text(worst));
     }
     void enqueue(cudaStream_t stream) const {
         const dim3 grid(size_ / kGemmTile, size_ / kGemmTile);
-        gemm<kGemmThreads>
-            <<<grid, kGemmThreads, 0, stream>>>(a_.data(), b_.data(), c_.data(), size_, size_);
-        SHOAL_LAUNCHED();
+        launch(stream, {grid, kGemmThreads}, gemm<kGemmThreads>,
+               a_.data(), b_.data(), c_.data(), size_, depth_);
     }
 
 private:
     static float value_of(__nv_bfloat16 value) { return __bfloat162float(value); }
     uint32_t size_;
+    uint32_t depth_;
     DeviceArray<__nv_bfloat16> a_, b_;
     DeviceArray<float> c_;
 };
 
-void time_neighbours(Gatherer& g) {
+void time_neighbours(Gatherer& g, Way way) {
     Context& context = g.context;
-    const Stream front_stream;
+    const Plan& plan = context.plan;
+    const Source& source = g.sources.front();
+    const Stream neighbour_stream;
     const Stream gather_stream(Priority::high);
-    const uint64_t stream_bytes = context.plan.stream_bytes;
-    const DeviceArray<uint4> hbm(stream_bytes / 16);
+    const uint64_t read_bytes = std::min(plan.stream_bytes, kNeighbourReadBytes);
+    const DeviceArray<uint4> hbm(read_bytes / 16);
     DeviceArray<uint32_t> sum(1);
     sum.fill_bytes(0);
-    enqueue_fill_rows(context.device, hbm.data(), stream_bytes, 5, front_stream);
-    front_stream.wait_idle();
-    const Gemm product(context, context.small ? 256 : 4096);
+    enqueue_fill_rows(context.device, hbm.data(), read_bytes, 5, neighbour_stream);
+    neighbour_stream.wait_idle();
+    const Gemm product(context, plan.gemm_size, plan.gemm_depth);
     const std::vector<Work> neighbours = {
         {"hbm read", [&](cudaStream_t s) {
-             enqueue_read(context.device, hbm.data(), stream_bytes, sum.data(), s);
+             enqueue_read_shortly(hbm.data(), read_bytes, sum.data(), s);
          }},
         {"gemm", [&](cudaStream_t s) { product.enqueue(s); }}};
-    const Pieces pieces(4096, g.count_for(4096), context.plan.pinned_bytes, Order::random, 8);
+    const uint32_t piece = kPieceBytes;
+    const auto count = static_cast<uint32_t>(
+        std::min<uint64_t>(g.count_for(piece), kNeighbourFetchBytes / piece));
+    const Pieces pieces(piece, count, plan.pinned_bytes, Order::random, 8);
     std::vector<Work> transfers;
-    for (const Way way : g.ways) {
-        for (const uint32_t blocks : {4U, 16U, 64U}) {
-            transfers.push_back({std::string("gather by ") + way_name(way) + ", 4 KiB, " +
-                                     std::to_string(blocks) + " ctas",
-                                 [&g, &pieces, way, blocks](cudaStream_t s) {
-                                     enqueue_gather(way, pieces.args(g.from, g.to.data()), blocks,
-                                                    s);
-                                 }});
-        }
+    for (const uint32_t blocks : {4U, 16U, 64U}) {
+        transfers.push_back({std::string("gather by ") + way_name(way) + ", 4 KiB, " +
+                                 std::to_string(blocks) + " ctas",
+                             [&, blocks](cudaStream_t s) {
+                                 enqueue_gather(way, pieces.args(source.on_device, g.to.data()),
+                                                blocks, s);
+                             }});
     }
-    transfers.push_back({"dma h2d in bulk", [&](cudaStream_t s) {
-                             SHOAL_CUDA(cudaMemcpyAsync(g.to.data(), g.region.data(), g.to.bytes(),
-                                                        cudaMemcpyHostToDevice, s));
-                         }});
+    if (way == Way::plain) {
+        transfers.push_back({"dma h2d", [&](cudaStream_t s) {
+                                 SHOAL_CUDA(cudaMemcpyAsync(
+                                     g.to.data(), source.host, static_cast<size_t>(pieces.bytes()),
+                                     cudaMemcpyHostToDevice, s));
+                             }});
+    }
     for (const Work& neighbour : neighbours) {
         for (const Work& transfer : transfers) {
-            const auto there =
-                time_together(context, front_stream, gather_stream, neighbour, transfer);
-            report_together(context, there, neighbour, transfer);
-            const auto back =
-                time_together(context, gather_stream, front_stream, transfer, neighbour);
-            report_together(context, back, transfer, neighbour);
+            report_together(context, {neighbour_stream, neighbour}, {gather_stream, transfer});
+            report_together(context, {gather_stream, transfer}, {neighbour_stream, neighbour});
+        }
+    }
+}
+
+// A backend chooses between 512 B and 4 KiB: their figures come before all others.
+enum class Sizes : uint8_t { deciding, other };
+
+void time_pieces(Gatherer& g, Way way, Order order, Sizes sizes) {
+    for (const Source& source : g.sources) {
+        for (const uint32_t piece : g.context.plan.pieces) {
+            const Sizes of = piece == 4096 || piece == 512 ? Sizes::deciding : Sizes::other;
+            if (of == sizes) time_gather(g, way, source, piece, order);
         }
     }
 }
@@ -274,19 +238,16 @@ void time_neighbours(Gatherer& g) {
 
 void run_gather(Context& context) {
     Gatherer gatherer(context);
-    // The sizes that decide come first, the neighbours before the rest.
-    for (const uint32_t piece : {4096U, 512U}) {
-        if (std::count(context.plan.pieces.begin(), context.plan.pieces.end(), piece) != 0) {
-            time_gather(gatherer, piece, Order::random);
-        }
+    std::vector<Way> ways = {Way::plain};
+    // Behind all that decides about loads: a fault in bulk copies would end the process.
+    if (context.device.has_bulk_copy) ways.push_back(Way::bulk);
+    for (const Way way : ways) {
+        time_pieces(gatherer, way, Order::random, Sizes::deciding);
+        time_neighbours(gatherer, way);
+        time_pieces(gatherer, way, Order::sorted, Sizes::deciding);
     }
-    time_neighbours(gatherer);
-    for (const uint32_t piece : context.plan.pieces) {
-        if (piece != 4096 && piece != 512) time_gather(gatherer, piece, Order::random);
-    }
-    for (const uint32_t piece : context.plan.pieces) {
-        time_gather(gatherer, piece, Order::sorted);
-    }
+    for (const Way way : ways) time_pieces(gatherer, way, Order::random, Sizes::other);
+    for (const Way way : ways) time_pieces(gatherer, way, Order::sorted, Sizes::other);
 }
 
 }  // namespace shoal::gpu

@@ -50,14 +50,18 @@ __global__ void __launch_bounds__(kThreads) gather_plain(GatherArgs args) {
     const uint64_t stride = uint64_t{kThreads} * gridDim.x;
     for (uint64_t first = uint64_t{blockIdx.x} * kThreads + threadIdx.x; first < total;
          first += stride * kInFlight) {
+        // Indices first, then loads without a condition between them: threads past the end load
+        // the last unit once more (one request a warp) and do not store it.
+        const uint4* from[kInFlight];
         uint4 v[kInFlight];
         SHOAL_UNROLL
         for (uint32_t j = 0; j < kInFlight; ++j) {
             const uint64_t i = first + j * stride;
-            if (i >= total) continue;
-            const GatherUnit unit = gather_unit(i, args.piece_log2, 4);
-            v[j] = load_once(reinterpret_cast<const uint4*>(gather_from(args, unit)));
+            const GatherUnit unit = gather_unit(i < total ? i : total - 1, args.piece_log2, 4);
+            from[j] = reinterpret_cast<const uint4*>(gather_from(args, unit));
         }
+        SHOAL_UNROLL
+        for (uint32_t j = 0; j < kInFlight; ++j) v[j] = load_once(from[j]);
         SHOAL_UNROLL
         for (uint32_t j = 0; j < kInFlight; ++j) {
             const uint64_t i = first + j * stride;

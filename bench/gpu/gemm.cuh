@@ -3,16 +3,20 @@
 // step at batch 1 are memory-bound instead: read_stream() stands for those.
 #pragma once
 
+#include "bench/gpu/simt.cuh"
+
+#ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <mma.h>
-
-#include "bench/gpu/simt.cuh"
+#endif
 
 namespace shoal::gpu {
 
 inline constexpr uint32_t kGemmTile = 128;
 inline constexpr uint32_t kGemmDepth = 32;
 inline constexpr uint32_t kGemmThreads = 256;
+
+#ifdef __CUDACC__
 
 // Padded rows: 16 B more, so that fragments do not meet in one bank.
 struct GemmScratch {
@@ -75,5 +79,23 @@ __global__ void __launch_bounds__(kThreads)
         }
     }
 }
+
+#else
+
+// The emulator has no tensor cores: the same product, for what stands round it.
+template <uint32_t kThreads>
+void gemm(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c, uint32_t n, uint32_t k) {
+    for (uint32_t i = threadIdx.x; i < kGemmTile * kGemmTile; i += kThreads) {
+        const size_t row = blockIdx.y * kGemmTile + i / kGemmTile;
+        const size_t column = blockIdx.x * kGemmTile + i % kGemmTile;
+        float sum = 0;
+        for (size_t d = 0; d < k; ++d) {
+            sum += __bfloat162float(a[row * k + d]) * __bfloat162float(b[d * n + column]);
+        }
+        c[row * n + column] = sum;
+    }
+}
+
+#endif
 
 }  // namespace shoal::gpu

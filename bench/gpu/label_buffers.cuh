@@ -28,9 +28,8 @@ struct LabelBuffers {
         scores = DeviceArray<float>(size_t{tokens} * batch);
         histogram = DeviceArray<uint32_t>(size_t{batch} * kHistogramBins);
         sums = DeviceArray<float>(size_t{batch} * 4 * device.processor_count * kQueryHeads);
-        fill_labels<256><<<8 * device.processor_count, 256, 0, stream>>>(
-            words.data(), words.count(), model.span_bytes / 4, model.parameter_count, 11U);
-        SHOAL_LAUNCHED();
+        launch(stream, {8 * device.processor_count, 256}, fill_labels<256>,
+               words.data(), words.count(), model.span_bytes / 4, model.parameter_count, 11U);
         SHOAL_CUDA(cudaStreamSynchronize(stream));
         clear();
     }

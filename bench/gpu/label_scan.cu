@@ -26,16 +26,15 @@ const char* variant_name(Variant variant) {
 void enqueue(Variant variant, const ScanArgs& args, dim3 grid, cudaStream_t stream) {
     switch (variant) {
         case Variant::max:
-            label_scan<ScanCombine::max, false><<<grid, kScanThreads, 0, stream>>>(args);
+            launch(stream, {grid, kScanThreads}, label_scan<ScanCombine::max, false>, args);
             break;
         case Variant::sum:
-            label_scan<ScanCombine::sum, false><<<grid, kScanThreads, 0, stream>>>(args);
+            launch(stream, {grid, kScanThreads}, label_scan<ScanCombine::sum, false>, args);
             break;
         case Variant::sum_histogram:
-            label_scan<ScanCombine::sum, true><<<grid, kScanThreads, 0, stream>>>(args);
+            launch(stream, {grid, kScanThreads}, label_scan<ScanCombine::sum, true>, args);
             break;
     }
-    SHOAL_LAUNCHED();
 }
 
 // Some spans of every request against kernels/ref: the first, the last, and some between. The
@@ -127,7 +126,7 @@ void run_label_scan(Context& context) {
             const uint32_t sets = labels.set_count(spans, batch);
             for (const Variant variant : kVariants) {
                 check(context, variant, labels, batch, *tokens, stream);
-                const uint32_t inner = std::max(sets, context.small ? 2U : 8U);
+                const uint32_t inner = whole_rounds(sets, context.calls(8));
                 const Summary us =
                     time_captured(context, stream, inner, [&](cudaStream_t s, uint32_t i) {
                         enqueue(variant, labels.args(i % sets, spans, batch),

@@ -219,7 +219,10 @@ __global__ void __launch_bounds__(kScanThreads, 2) label_scan(ScanArgs args) {
     const uint32_t lane = threadIdx.x % kWarp;
     const uint32_t warp = threadIdx.x / kWarp;
     const uint32_t request = blockIdx.y;
-    if (lane == 0) scratch.heads[warp] = args.heads[warp];
+    auto* heads = reinterpret_cast<uint32_t*>(scratch.heads);
+    for (uint32_t i = threadIdx.x; i < sizeof(scratch.heads) / 4; i += kScanThreads) {
+        heads[i] = reinterpret_cast<const uint32_t*>(args.heads)[i];
+    }
     if (kHistogram) {
         for (uint32_t b = threadIdx.x; b < kHistogramBins; b += kScanThreads) scratch.bins[b] = 0;
     }
@@ -251,8 +254,7 @@ __global__ void __launch_bounds__(kScanThreads, 2) label_scan(ScanArgs args) {
         float(*parts)[kSpanTokens] = scratch.parts[turn & 1U];
         *reinterpret_cast<float4*>(&parts[warp][4 * lane]) = scan_combine<kCombine>(
             dots, constant, own, load.visible, sums);
-        // Also: the weights have been read. The other half of `parts` was read before the last
-        // barrier but this one.
+        // Whoever still reads the other half of `parts` comes here before it is written again.
         __syncthreads();
         if (threadIdx.x < kSpanTokens) {
             scan_finish_slot<kCombine, kHistogram>(parts, load.selectable != 0,

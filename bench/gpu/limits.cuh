@@ -12,16 +12,22 @@ inline uint32_t stream_blocks(const DeviceFacts& device) { return device.process
 
 inline void enqueue_read(const DeviceFacts& device, const uint4* from, uint64_t bytes,
                          uint32_t* sum, cudaStream_t stream) {
-    read_stream<kStreamThreads>
-        <<<stream_blocks(device), kStreamThreads, 0, stream>>>(from, bytes / 16, sum);
-    SHOAL_LAUNCHED();
+    launch(stream, {stream_blocks(device), kStreamThreads}, read_stream<kStreamThreads>,
+           from, bytes / 16, sum);
+}
+
+// The same by blocks that read 32 KiB each and are gone after some ten microseconds: a neighbour
+// whose blocks fill the machine until its end would keep a gather from starting beside it.
+inline void enqueue_read_shortly(const uint4* from, uint64_t bytes, uint32_t* sum,
+                                 cudaStream_t stream) {
+    const auto blocks = static_cast<uint32_t>((bytes + 32767) / 32768);
+    launch(stream, {blocks, kStreamThreads}, read_stream<kStreamThreads>, from, bytes / 16, sum);
 }
 
 inline void enqueue_fill_rows(const DeviceFacts& device, uint4* to, uint64_t bytes, uint32_t seed,
                               cudaStream_t stream) {
-    fill_rows<kStreamThreads>
-        <<<stream_blocks(device), kStreamThreads, 0, stream>>>(to, bytes / 16, seed);
-    SHOAL_LAUNCHED();
+    launch(stream, {stream_blocks(device), kStreamThreads}, fill_rows<kStreamThreads>,
+           to, bytes / 16, seed);
 }
 
 // HBM read-only, GB/s.
@@ -46,20 +52,19 @@ inline Summary measure_bulk_h2d(const Context& context, const void* pinned, void
     return gb_per_s(us, static_cast<double>(bytes));
 }
 
-// A pinned region of the plan's size, filled with row words by way of the device (far faster than
-// by one CPU). `seed` changes every chunk.
-inline PinnedArray<uint4> make_pinned_rows(const Context& context, cudaStream_t stream) {
-    PinnedArray<uint4> region(context.plan.pinned_bytes / 16);
-    const uint64_t chunk = std::min<uint64_t>(context.plan.pinned_bytes, uint64_t{64} << 20);
+// Fills pinned memory with row words by way of the device (far faster than by one CPU). The seed
+// changes every chunk.
+inline void fill_host_rows(const Context& context, void* host, uint64_t bytes,
+                           cudaStream_t stream) {
+    const uint64_t chunk = std::min(bytes, kFillChunk);
     const DeviceArray<uint4> staging(chunk / 16);
     uint32_t seed = 100;
-    for (uint64_t at = 0; at < context.plan.pinned_bytes; at += chunk) {
+    for (uint64_t at = 0; at < bytes; at += chunk) {
         enqueue_fill_rows(context.device, staging.data(), chunk, seed++, stream);
-        SHOAL_CUDA(cudaMemcpyAsync(reinterpret_cast<std::byte*>(region.data()) + at,
-                                   staging.data(), chunk, cudaMemcpyDeviceToHost, stream));
+        SHOAL_CUDA(cudaMemcpyAsync(static_cast<std::byte*>(host) + at, staging.data(), chunk,
+                                   cudaMemcpyDeviceToHost, stream));
     }
     SHOAL_CUDA(cudaStreamSynchronize(stream));
-    return region;
 }
 
 }  // namespace shoal::gpu

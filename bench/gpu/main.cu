@@ -1,7 +1,9 @@
 // gpu_facts: what the CUDA backend will stand on, measured. Run it through bench/gpu.sh.
 #include <sys/utsname.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 
 #include "bench/gpu/cuda.cuh"
 #include "bench/gpu/machine_facts.hpp"
@@ -72,8 +74,7 @@ void wake_up() {
     const DeviceArray<uint4> buffer((uint64_t{64} << 20) / 16);
     const PinnedArray<uint4> host(buffer.count());
     for (int i = 0; i < 20; ++i) {
-        fill_rows<256><<<1024, 256, 0, stream>>>(buffer.data(), buffer.count(), 1U);
-        SHOAL_LAUNCHED();
+        launch(stream, {1024, 256}, fill_rows<256>, buffer.data(), buffer.count(), 1U);
         SHOAL_CUDA(cudaMemcpyAsync(host.data(), buffer.data(), buffer.bytes(),
                                    cudaMemcpyDeviceToHost, stream));
     }
@@ -91,17 +92,19 @@ Plan make_plan_here(const DeviceFacts& facts, bool small, Report& report) {
     report.fact("host memory free", std::to_string(host >> 20) + " MiB");
     std::vector<std::string> notes;
     const uint32_t span_bytes = make_label_model(1, kLabelScaleMax, 3).span_bytes;
-    const Plan plan = make_plan({free_bytes, host, facts.l2_bytes}, small, span_bytes, notes);
+    const Plan plan = make_plan({free_bytes, host, facts.l2_bytes, facts.processor_count}, small,
+                                span_bytes, notes);
     for (const std::string& note : notes) report.note(note);
     return plan;
 }
 
 // False when the device is in no state to go on.
-bool run_part(Part part, const Options& options, const Plan& plan, const DeviceFacts& facts,
-              Report& report) {
+bool run_part(Part part, double left_s, const Options& options, const Plan& plan,
+              const DeviceFacts& facts, Report& report) {
     const PartInfo& info = part_info(part);
     report.begin_part(info.name);
-    Context context{report, plan, facts, options.small, info.budget_s, now_s()};
+    const double budget_s = std::max(1.0, std::min(info.budget_s, left_s));
+    Context context{report, plan, facts, options.small, budget_s, now_s()};
     bool alive = true;
     try {
         kRuns[static_cast<size_t>(part)](context);
@@ -110,8 +113,15 @@ bool run_part(Part part, const Options& options, const Plan& plan, const DeviceF
         alive = cudaDeviceSynchronize() == cudaSuccess;
         if (!alive) report.note("the device is lost to this process: the other parts are left out");
     }
-    report.end_part(now_s() - context.begin_s, info.budget_s);
+    report.end_part(now_s() - context.begin_s, budget_s);
     return alive;
+}
+
+bool write_json(const Report& report, const Options& options) {
+    if (options.json_path.empty()) return true;
+    const Status written = report.write_json(options.json_path);
+    if (!written.is_ok()) std::fprintf(stderr, "gpu_facts: %s\n", written.message().c_str());
+    return written.is_ok();
 }
 
 int run(const Options& options) {
@@ -122,19 +132,16 @@ int run(const Options& options) {
     }
     const double begin = now_s();
     Report report(stdout);
+    // A file that cannot be written shows now, not after the first part.
+    if (!write_json(report, options)) return kExitFailed;
     wake_up();
     const DeviceFacts facts = describe_machine(report);
     const Plan plan = make_plan_here(facts, options.small, report);
     for (const Part part : options.parts) {
-        const bool alive = run_part(part, options, plan, facts, report);
+        const double left_s = kTotalBudgetS - (now_s() - begin);
+        const bool alive = run_part(part, left_s, options, plan, facts, report);
         // After every part: what was measured survives whatever comes.
-        if (!options.json_path.empty()) {
-            const Status written = report.write_json(options.json_path);
-            if (!written.is_ok()) {
-                std::fprintf(stderr, "gpu_facts: %s\n", written.message().c_str());
-                return kExitFailed;
-            }
-        }
+        if (!write_json(report, options)) return kExitFailed;
         if (!alive) break;
     }
     std::printf("\n%s s, %u checks, %u failed\n", number_text(now_s() - begin).c_str(),
@@ -147,6 +154,8 @@ int run(const Options& options) {
 
 int main(int argc, char** argv) {
     using namespace shoal::gpu;
+    // A run that is ended from outside has printed every figure it took.
+    std::setvbuf(stdout, nullptr, _IOLBF, 0);
     const shoal::Result<Options> options =
         parse_options(std::vector<std::string>(argv + 1, argv + argc));
     if (!options.is_ok()) {
@@ -157,6 +166,8 @@ int main(int argc, char** argv) {
         std::fputs((options->help ? usage_text() : list_text()).c_str(), stdout);
         return kExitOk;
     }
+    // A kernel that is loaded at its first launch may wait for others, or meet a capture.
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
     try {
         return run(*options);
     } catch (const std::exception& error) {

@@ -62,16 +62,18 @@ __global__ void __launch_bounds__(kThreads)
     constexpr uint32_t kInFlight = 8;
     const uint64_t stride = uint64_t{kThreads} * gridDim.x;
     uint32_t x = 0;
-    for (uint64_t first = uint64_t{blockIdx.x} * kThreads + threadIdx.x; first < count;
-         first += stride * kInFlight) {
+    uint64_t i = uint64_t{blockIdx.x} * kThreads + threadIdx.x;
+    // No condition between the loads: a branch would make them wait for each other.
+    for (; i + (kInFlight - 1) * stride < count; i += kInFlight * stride) {
         uint4 v[kInFlight];
         SHOAL_UNROLL
-        for (uint32_t j = 0; j < kInFlight; ++j) {
-            const uint64_t i = first + j * stride;
-            v[j] = i < count ? load_once(from + i) : make_uint4(0, 0, 0, 0);
-        }
+        for (uint32_t j = 0; j < kInFlight; ++j) v[j] = load_once(from + i + j * stride);
         SHOAL_UNROLL
         for (uint32_t j = 0; j < kInFlight; ++j) x ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
+    }
+    for (; i < count; i += stride) {
+        const uint4 v = load_once(from + i);
+        x ^= v.x ^ v.y ^ v.z ^ v.w;
     }
     for (uint32_t flip = kWarp / 2; flip > 0; flip /= 2) {
         x ^= __shfl_xor_sync(kAllLanes, x, flip);

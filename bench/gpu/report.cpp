@@ -94,7 +94,7 @@ Summary rate_of(const Summary& time, double amount) {
 }
 
 bool wants_another(const Progress& progress) {
-    if (progress.small) return progress.done < 3;
+    if (progress.small) return progress.done < 1;
     if (progress.done == 0) return progress.part_s < 2.5 * progress.budget_s;
     if (progress.done < kRepetitionsLate) return true;
     if (progress.done < kRepetitionsMin) return progress.part_s < 1.3 * progress.budget_s;

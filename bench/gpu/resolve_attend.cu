@@ -9,12 +9,6 @@
 namespace shoal::gpu {
 namespace {
 
-uint32_t log2_of(uint32_t value) {
-    uint32_t log2 = 0;
-    while ((value >>= 1) != 0) ++log2;
-    return log2;
-}
-
 // Ids that move on by a fifth a step, against the model, for several steps.
 void check_resolve(Context& context, ResolveBuffers& buffers, uint32_t batch,
                    cudaStream_t stream) {
@@ -59,7 +53,8 @@ void time_resolve(Context& context, cudaStream_t stream) {
         for (const uint32_t misses : {0U, k / 5, k}) {
             buffers.clear();
             // Steps advance inside: every call resolves ids of its own.
-            const Summary us = time_captured(context, stream, 16, [&](cudaStream_t s, uint32_t) {
+            const Summary us = time_captured(context, stream, context.calls(16),
+                                             [&](cudaStream_t s, uint32_t) {
                 ResolveBuffers::enqueue(buffers.args(0, false, k - misses), batch, s);
                 buffers.enqueue_advance(s);
             });
@@ -79,37 +74,51 @@ void time_resolve(Context& context, cudaStream_t stream) {
     }
 }
 
-// `sets` places in the hot rows, so that each call finds its rows cold.
+// Hot rows of every request, and different slots for each call until all of them were read: a call
+// touches only what it selects, so it is the lists that must differ, not the memory behind them.
 struct HotRows {
-    HotRows(const Context& context, uint32_t batch, uint32_t hot_slots, cudaStream_t stream)
-        : set_bytes(uint64_t{batch} * hot_slots * kPieceBytes),
-          sets(static_cast<uint32_t>(context.plan.cold_bytes / set_bytes + 2)),
-          rows(set_bytes * sets / 16) {
+    HotRows(const Context& context, uint32_t batch, uint32_t slot_count, cudaStream_t stream)
+        : slots(slot_count), rows(uint64_t{batch} * slot_count * kPieceBytes / 16) {
         enqueue_fill_rows(context.device, rows.data(), rows.bytes(), 21, stream);
         SHOAL_CUDA(cudaStreamSynchronize(stream));
     }
-    const std::byte* set(uint32_t i) const {
-        return reinterpret_cast<const std::byte*>(rows.data()) + (i % sets) * set_bytes;
+    const std::byte* data() const { return reinterpret_cast<const std::byte*>(rows.data()); }
+    std::vector<uint4> download(uint32_t request, int32_t slot) const {
+        const uint64_t at = uint64_t{request} * slots + static_cast<uint32_t>(slot);
+        return rows.download(at * (kPieceBytes / 16), kPieceBytes / 16);
     }
-    uint64_t set_bytes;
-    uint32_t sets;
+    uint32_t slots;  // of one request; a power of 2
     DeviceArray<uint4> rows;
 };
 
+// [sets, batch, rows]: no slot of a request in two sets.
+std::vector<int32_t> make_slot_sets(uint32_t sets, uint32_t batch, uint32_t rows,
+                                    uint32_t slot_count) {
+    std::vector<int32_t> slots(size_t{sets} * batch * rows);
+    for (uint32_t r = 0; r < batch; ++r) {
+        const auto all = make_indices(sets * rows, log2_of(slot_count), Order::random, r);
+        for (size_t i = 0; i < all.size(); ++i) {
+            slots[(i / rows * batch + r) * rows + i % rows] = static_cast<int32_t>(all[i]);
+        }
+    }
+    return slots;
+}
+
+// The slots of one call, with padding among them.
 void check_attend(Context& context, const AttendBuffers& buffers, const HotRows& hot,
-                  uint32_t hot_slots, const std::vector<int32_t>& slots,
-                  const DeviceArray<int32_t>& device_slots, cudaStream_t stream) {
-    buffers.enqueue(hot.set(0), hot_slots, device_slots.data(), stream);
+                  std::vector<int32_t> slots, cudaStream_t stream) {
+    for (size_t i = 7; i < slots.size(); i += 61) slots[i] = -1;
+    const DeviceArray<int32_t> device_slots(slots);
+    buffers.enqueue(hot.data(), hot.slots, device_slots.data(), stream);
     SHOAL_CUDA(cudaStreamSynchronize(stream));
     for (const uint32_t r : {0U, buffers.batch - 1}) {
-        std::vector<uint4> rows = hot.rows.download(
-            size_t{r} * hot_slots * kPieceBytes / 16, size_t{hot_slots} * kPieceBytes / 16);
+        std::vector<std::vector<uint4>> rows;
         std::vector<std::byte*> pieces;
         for (uint32_t i = 0; i < buffers.rows; ++i) {
             const int32_t slot = slots[size_t{r} * buffers.rows + i];
             if (slot < 0) continue;
-            pieces.push_back(reinterpret_cast<std::byte*>(rows.data()) +
-                             size_t(slot) * kPieceBytes);
+            rows.push_back(hot.download(r, slot));
+            pieces.push_back(reinterpret_cast<std::byte*>(rows.back().data()));
         }
         const AttendBuffers::Error error = buffers.compare(r, pieces);
         context.report.check("attend, " + std::to_string(buffers.rows) + " rows, request " +
@@ -119,34 +128,25 @@ void check_attend(Context& context, const AttendBuffers& buffers, const HotRows&
 }
 
 void time_attend(Context& context, double hbm_rate, cudaStream_t stream) {
-    const uint32_t hot_log2 = log2_of(context.plan.attend_rows.back()) + 1;
-    const uint32_t hot_slots = 1U << hot_log2;
     for (const uint32_t batch : context.plan.batches) {
-        const HotRows hot(context, batch, hot_slots, stream);
+        const HotRows hot(context, batch, attend_slots(context.plan, batch), stream);
         for (const uint32_t rows : context.plan.attend_rows) {
             const AttendBuffers buffers(context.device, batch, rows);
-            std::vector<int32_t> slots;
-            for (uint32_t r = 0; r < batch; ++r) {
-                for (const uint32_t slot : make_indices(rows, hot_log2, Order::random, r)) {
-                    slots.push_back(slots.size() % 61 == 7 ? -1 : static_cast<int32_t>(slot));
-                }
-            }
-            DeviceArray<int32_t> device_slots(slots);
-            check_attend(context, buffers, hot, hot_slots, slots, device_slots, stream);
-            // No padding while the clock runs.
-            for (size_t i = 0; i < slots.size(); ++i) {
-                if (slots[i] < 0) slots[i] = 0;
-            }
-            device_slots.upload(slots);
-            const uint32_t inner = std::max(4U, hot.sets);
+            const size_t call = size_t{batch} * rows;
+            const uint32_t sets = hot.slots / rows;
+            const std::vector<int32_t> slots = make_slot_sets(sets, batch, rows, hot.slots);
+            check_attend(context, buffers, hot, {slots.begin(), slots.begin() + call}, stream);
+            const DeviceArray<int32_t> device_slots(slots);
+            const uint32_t inner = whole_rounds(sets, context.calls(4));
             const Summary us =
                 time_captured(context, stream, inner, [&](cudaStream_t s, uint32_t i) {
-                    buffers.enqueue(hot.set(i), hot_slots, device_slots.data(), s);
+                    buffers.enqueue(hot.data(), hot.slots, device_slots.data() + i % sets * call,
+                                    s);
                 });
             const Params params = {{"rows", std::to_string(rows)},
                                    {"batch", std::to_string(batch)},
                                    {"splits", std::to_string(buffers.splits)}};
-            const double bytes = static_cast<double>(batch) * rows * kPieceBytes;
+            const double bytes = static_cast<double>(call) * kPieceBytes;
             context.add(make_row("attend time", params, us, "us"));
             context.add(with_percent(make_row("attend", params, gb_per_s(us, bytes), "GB/s"),
                                      hbm_rate, "hbm read"));

@@ -45,12 +45,10 @@ struct ResolveBuffers {
         return resolve_request(args, first);
     }
     static void enqueue(const ResolveArgs& args, uint32_t batch, cudaStream_t stream) {
-        resolve<kResolveThreads><<<batch, kResolveThreads, 0, stream>>>(args);
-        SHOAL_LAUNCHED();
+        launch(stream, {batch, kResolveThreads}, resolve<kResolveThreads>, args);
     }
     void enqueue_advance(cudaStream_t stream) const {
-        advance_step<32><<<1, 32, 0, stream>>>(step.data());
-        SHOAL_LAUNCHED();
+        launch(stream, {1, 32}, advance_step<32>, step.data());
     }
 
     uint32_t sets;

@@ -2,87 +2,13 @@
 // scores or last step's threshold as the floor.
 #include "bench/gpu/select.cuh"
 
-#include <cub/device/device_radix_sort.cuh>
-#include <cub/device/device_select.cuh>
-#include <cuda/std/functional>
-#include <thrust/iterator/counting_iterator.h>
-
+#include "bench/gpu/cub_select.cuh"
 #include "bench/gpu/parts.hpp"
 #include "bench/gpu/reference.hpp"
 #include "bench/gpu/select_buffers.cuh"
 
 namespace shoal::gpu {
 namespace {
-
-struct AtLeast {
-    const float* scores;
-    float floor;
-    __device__ bool operator()(uint32_t slot) const { return scores[slot] >= floor; }
-};
-
-__global__ void number_slots(uint32_t* slots, uint32_t count) {
-    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) slots[i] = i;
-}
-
-// Workspaces of CUB for one row of n scores.
-class CubSelect {
-public:
-    CubSelect(const SelectBuffers& buffers, uint32_t n, uint32_t k, float threshold)
-        : scores_(buffers.scores.data()), n_(n), k_(k), threshold_(threshold), slots_(n),
-          sorted_scores_(n), sorted_slots_(n), out(n), count(1) {
-        const Stream stream;
-        number_slots<<<(n + 255) / 256, 256, 0, stream>>>(slots_.data(), n);
-        SHOAL_LAUNCHED();
-        stream.wait_idle();
-        size_t bytes[3] = {};
-        SHOAL_CUDA(sort_scores(nullptr, bytes[0], stream));
-        SHOAL_CUDA(sort_slots(nullptr, bytes[1], stream));
-        SHOAL_CUDA(select_if(nullptr, bytes[2], stream));
-        workspace_ = DeviceArray<std::byte>(std::max({bytes[0], bytes[1], bytes[2]}));
-    }
-    // All n sorted, then the best k by slot. Stable: ties to the lowest slot.
-    void enqueue_sort(cudaStream_t stream) {
-        size_t bytes = workspace_.bytes();
-        SHOAL_CUDA(sort_scores(workspace_.data(), bytes, stream));
-        bytes = workspace_.bytes();
-        SHOAL_CUDA(sort_slots(workspace_.data(), bytes, stream));
-    }
-    // Everything of at least a threshold that is known beforehand: a bound, not a selection.
-    void enqueue_select_if(cudaStream_t stream) {
-        size_t bytes = workspace_.bytes();
-        SHOAL_CUDA(select_if(workspace_.data(), bytes, stream));
-    }
-
-private:
-    cudaError_t sort_scores(void* workspace, size_t& bytes, cudaStream_t stream) {
-        return cub::DeviceRadixSort::SortPairsDescending(
-            workspace, bytes, scores_, sorted_scores_.data(), slots_.data(), sorted_slots_.data(),
-            static_cast<int>(n_), 0, 32, stream);
-    }
-    cudaError_t sort_slots(void* workspace, size_t& bytes, cudaStream_t stream) {
-        return cub::DeviceRadixSort::SortKeys(workspace, bytes, sorted_slots_.data(), out.data(),
-                                              static_cast<int>(k_), 0, 32, stream);
-    }
-    cudaError_t select_if(void* workspace, size_t& bytes, cudaStream_t stream) {
-        return cub::DeviceSelect::If(workspace, bytes, thrust::counting_iterator<uint32_t>(0),
-                                     out.data(), count.data(), static_cast<int>(n_),
-                                     AtLeast{scores_, threshold_}, stream);
-    }
-
-    const float* scores_;
-    uint32_t n_;
-    uint32_t k_;
-    float threshold_;
-    DeviceArray<uint32_t> slots_;
-    DeviceArray<float> sorted_scores_;
-    DeviceArray<uint32_t> sorted_slots_;
-    DeviceArray<std::byte> workspace_;
-
-public:
-    DeviceArray<uint32_t> out;
-    DeviceArray<uint32_t> count;
-};
 
 struct Case {
     uint32_t n;
@@ -130,30 +56,36 @@ void time_own(Context& context, SelectBuffers& buffers, const Case& c,
                         {"own, histogram of the scan", true, false, 1},
                         {"own, guess 0.85 of the threshold", false, false, 0.85F},
                         {"own, guess 2 x the threshold (fails)", false, false, 2.0F}};
-    const DeviceArray<uint32_t> kept(size_t{c.batch} * kHistogramBins);
+    // A kernel leaves its histogram zero, so every call of a graph has one of its own; all of them
+    // are filled again between two runs of the graph, untimed.
+    const size_t bins = size_t{c.batch} * kHistogramBins;
+    const DeviceArray<uint32_t> kept(kSelectCalls * bins), filled(kSelectCalls * bins);
     buffers.histogram.fill_bytes(0);
     buffers.enqueue_count(c.n, c.batch, stream);
-    SHOAL_CUDA(cudaMemcpyAsync(kept.data(), buffers.histogram.data(), kept.bytes(),
-                               cudaMemcpyDeviceToDevice, stream));
+    for (uint32_t i = 0; i < kSelectCalls; ++i) {
+        SHOAL_CUDA(cudaMemcpyAsync(kept.data() + i * bins, buffers.histogram.data(), bins * 4,
+                                   cudaMemcpyDeviceToDevice, stream));
+    }
+    const auto refill = [&](cudaStream_t s) {
+        SHOAL_CUDA(cudaMemcpyAsync(filled.data(), kept.data(), kept.bytes(),
+                                   cudaMemcpyDeviceToDevice, s));
+    };
     SHOAL_CUDA(cudaStreamSynchronize(stream));
     for (const Way& way : ways) {
         set_guess(buffers, expected, way.share);
         buffers.histogram.fill_bytes(0);
-        const auto enqueue = [&](cudaStream_t s, uint32_t) {
+        const auto enqueue = [&](cudaStream_t s, uint32_t i) {
             if (way.counted) buffers.enqueue_count(c.n, c.batch, s);
-            // The kernel leaves the histogram zero. A captured copy stands in for the scan; its
-            // time is taken off below.
-            if (way.histogram && !way.counted) {
-                SHOAL_CUDA(cudaMemcpyAsync(buffers.histogram.data(), kept.data(), kept.bytes(),
-                                           cudaMemcpyDeviceToDevice, s));
-            }
-            buffers.enqueue_select(c.n, c.k, c.batch, way.histogram, s);
+            SelectArgs args = buffers.args(c.n, c.k, way.histogram);
+            if (way.histogram && !way.counted) args.histogram = filled.data() + i * bins;
+            SelectBuffers::enqueue_select(args, c.batch, s);
         };
         buffers.slots.fill_bytes(0x55);
+        refill(stream);
         enqueue(stream, 0);
         SHOAL_CUDA(cudaStreamSynchronize(stream));
         const bool same = same_as(expected, buffers, c);
-        enqueue(stream, 0);
+        enqueue(stream, 1);
         SHOAL_CUDA(cudaStreamSynchronize(stream));
         context.report.check(std::string(way.name) + ", n " + std::to_string(c.n) + ", k " +
                                  std::to_string(c.k) + ", batch " + std::to_string(c.batch) +
@@ -161,28 +93,17 @@ void time_own(Context& context, SelectBuffers& buffers, const Case& c,
                              same && same_as(expected, buffers, c), "slots, threshold, twice");
         if (c.distinct != 0) continue;
         // The way that fails takes a millisecond.
-        const uint32_t inner = way.share > 1 ? 2 : 20;
-        Row row =
-            make_row("select", c.params(), time_captured(context, stream, inner, enqueue), "us");
+        const uint32_t inner = context.calls(way.share > 1 ? 2 : kSelectCalls);
+        Row row = make_row("select", c.params(),
+                           time_captured(context, stream, inner, enqueue, refill), "us");
         row.params.emplace_back("way", way.name);
-        if (way.histogram && !way.counted) {
-            const auto refill = [&](cudaStream_t target, uint32_t) {
-                SHOAL_CUDA(cudaMemcpyAsync(buffers.histogram.data(), kept.data(), kept.bytes(),
-                                           cudaMemcpyDeviceToDevice, target));
-            };
-            const Summary copy = time_captured(context, stream, inner, refill);
-            row.value.median -= copy.median;
-            row.value.p10 -= copy.median;
-            row.value.p90 -= copy.median;
-            row.note = "less " + number_text(copy.median) + " us for a copy that refills it";
-        }
         context.add(std::move(row));
     }
 }
 
 void time_cub(Context& context, const SelectBuffers& buffers, const Case& c,
               const Selection& expected, cudaStream_t stream) {
-    CubSelect cub(buffers, c.n, c.k, expected.threshold);
+    CubSelect cub(buffers.scores.data(), c.n, c.k, expected.threshold);
     const auto check = [&](const char* name, uint32_t count) {
         const std::vector<uint32_t> got = cub.out.download(0, count);
         const bool same = count >= expected.count &&
@@ -194,7 +115,7 @@ void time_cub(Context& context, const SelectBuffers& buffers, const Case& c,
     SHOAL_CUDA(cudaStreamSynchronize(stream));
     check("CUB sort", c.k);
     Row row = make_row("select", c.params(),
-                       time_captured(context, stream, 4,
+                       time_captured(context, stream, context.calls(4),
                                      [&](cudaStream_t s, uint32_t) { cub.enqueue_sort(s); }),
                        "us");
     row.params.emplace_back("way", "CUB sort of all");
@@ -204,7 +125,7 @@ void time_cub(Context& context, const SelectBuffers& buffers, const Case& c,
     // Without ties at the threshold it is the selection.
     check("CUB select", cub.count.download()[0]);
     row = make_row("select", c.params(),
-                   time_captured(context, stream, 20,
+                   time_captured(context, stream, context.calls(20),
                                  [&](cudaStream_t s, uint32_t) { cub.enqueue_select_if(s); }),
                    "us");
     row.params.emplace_back("way", "CUB select, threshold known");

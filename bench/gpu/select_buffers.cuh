@@ -35,15 +35,12 @@ struct SelectBuffers {
         enqueue_select(args(n, k, with_histogram), batch, stream);
     }
     static void enqueue_select(const SelectArgs& args, uint32_t batch, cudaStream_t stream) {
-        select_slots<kSelectThreads>
-            <<<dim3(select_part_count(args.slot_count), batch), kSelectThreads, 0, stream>>>(args);
-        SHOAL_LAUNCHED();
+        launch(stream, {dim3(select_part_count(args.slot_count), batch), kSelectThreads},
+               select_slots<kSelectThreads>, args);
     }
     void enqueue_count(uint32_t n, uint32_t batch, cudaStream_t stream) const {
-        count_scores<kSelectThreads>
-            <<<dim3(select_part_count(n), batch), kSelectThreads, 0, stream>>>(
-                scores.data(), n, histogram.data());
-        SHOAL_LAUNCHED();
+        launch(stream, {dim3(select_part_count(n), batch), kSelectThreads},
+               count_scores<kSelectThreads>, scores.data(), n, histogram.data());
     }
 
     DeviceArray<float> scores;

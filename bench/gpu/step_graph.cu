@@ -41,12 +41,6 @@ struct StepCase {
     uint32_t stages;
 };
 
-uint32_t log2_of(uint64_t value) {
-    uint32_t log2 = 0;
-    while ((value >>= 1) != 0) ++log2;
-    return log2;
-}
-
 constexpr uint32_t kGatherBlocks = 16;
 
 class Step {
@@ -123,9 +117,8 @@ private:
             ScanArgs args = labels.args(layer, spans, 1);
             args.scores = selection.scores.data();
             args.histogram = selection.histogram.data();
-            label_scan<ScanCombine::sum, true>
-                <<<labels.grid(spans, 1), kScanThreads, 0, main>>>(args);
-            SHOAL_LAUNCHED();
+            launch(main, {labels.grid(spans, 1), kScanThreads}, label_scan<ScanCombine::sum, true>,
+                   args);
         }
         if ((c.stages & kSelect) != 0) {
             // Without a scan there is no histogram: the last threshold is the floor.
@@ -160,8 +153,7 @@ private:
         args.count = slots.miss_count.data() + layer;
         args.from_mask = host_mask();
         args.piece_log2 = log2_of(kPieceBytes);
-        gather_plain<kGatherThreads><<<kGatherBlocks, kGatherThreads, 0, side>>>(args);
-        SHOAL_LAUNCHED();
+        launch(side, {kGatherBlocks, kGatherThreads}, gather_plain<kGatherThreads>, args);
         joins[layer]->record(side);
     }
     void enqueue_weights(uint32_t layer) {
@@ -263,6 +255,7 @@ void time_stages(Step& step, uint32_t misses) {
     const std::string tokens = std::to_string(step.tokens);
     double before = 0;
     double alone_sum = 0;
+    bool all_alone = true;
     uint32_t stages = 0;
     for (size_t i = 0; i < std::size(kStages); ++i) {
         stages |= kStages[i];
@@ -282,9 +275,14 @@ void time_stages(Step& step, uint32_t misses) {
         if (kStages[i] != kGather) {
             const Summary alone = time_step(step, {misses, Load::none, kStages[i]}, true);
             alone_sum += alone.median;
-            row.note = number_text(alone.median) + " us alone";
+            all_alone = all_alone && alone.count != 0;
+            row.note = alone.count != 0 ? number_text(alone.median) + " us alone"
+                                        : "alone: not run, the budget is spent";
         }
         step.context.add(std::move(row));
+    }
+    if (!all_alone) {
+        return step.context.report.note("step less its stages alone: not run, a stage is missing");
     }
     Summary gaps = {before - alone_sum, 0, 0, 20};
     gaps.p10 = gaps.p90 = gaps.median;
@@ -304,7 +302,7 @@ void time_steps(Step& step, const Rates& rates) {
     const std::string tokens = std::to_string(step.tokens);
     for (const Load load : {Load::none, Load::meanwhile, Load::after}) {
         if (load != Load::none && step.plan.step_weight_layers == 0) continue;
-        double without_misses = 0;
+        Summary without_misses;
         for (const uint32_t misses : {0U, k / 5, k}) {
             StepBound bound;
             bound.label_bytes = step.label_bytes();
@@ -325,9 +323,12 @@ void time_steps(Step& step, const Rates& rates) {
             Row row = with_percent(make_row("captured step, per layer", params, us, "us"),
                                    bound_us, "its bound");
             row.note = "bound " + number_text(bound_us) + " us";
-            if (misses == 0) without_misses = us.median;
+            if (misses == 0) without_misses = us;
             if (misses != 0) {
-                row.note += ", exposed wait " + number_text(us.median - without_misses) + " us";
+                row.note += ", exposed wait ";
+                row.note += without_misses.count == 0
+                                ? "not known: no run without misses"
+                                : number_text(us.median - without_misses.median) + " us";
             }
             step.context.add(std::move(row));
             if (load != Load::after) {
@@ -344,7 +345,8 @@ void run_step_graph(Context& context) {
     const Stream stream;
     const Summary read = measure_read(context, stream);
     context.add(make_row("hbm read", {}, read, "GB/s"));
-    const PinnedArray<uint4> host_rows = make_pinned_rows(context, stream);
+    const PinnedArray<uint4> host_rows(context.plan.pinned_bytes / 16);
+    fill_host_rows(context, host_rows.data(), context.plan.pinned_bytes, stream);
     const uint64_t bytes = std::min(context.plan.dma_bytes_max, context.plan.pinned_bytes);
     Summary dma;
     {

@@ -282,6 +282,7 @@ nlohmann::ordered_json bench_json(const Bench& bench, const Prepared& prepared) 
 }
 
 int bench_command(const BenchFlags& flags) {
+    SHOAL_TOOL_TRY(refuse_context(flags.common, "bench"));
     const auto depths = parse_numbers("-d", flags.depths, 1);
     if (!depths) return report_error(depths.status());
     std::vector<uint32_t> prefills;

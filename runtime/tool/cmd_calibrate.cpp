@@ -1,7 +1,4 @@
 // shoal calibrate: channel statistics of a model, from a text, into a profile.
-#include <unistd.h>
-
-#include <cerrno>
 #include <filesystem>
 #include <memory>
 #include <system_error>
@@ -35,20 +32,14 @@ std::string source_name(const CalibrateFlags& flags) {
                        grouped(static_cast<uint64_t>(flags.tokens)));
 }
 
-// Minutes of work should not end at a folder that is not there.
+// A profile is put in place by a rename, which would replace a device by a file.
 Status check_output(const std::string& path) {
-    const auto refuse = [&](StatusCode code, const std::string& why) {
-        return Status::error(code, fmt::format("-o {}: {}", path, why));
-    };
+    SHOAL_TRY(check_writable("-o", path));
     std::error_code error;
-    if (path.empty()) return refuse(StatusCode::invalid_argument, "must name a file");
-    if (std::filesystem::is_directory(path, error)) {
-        return refuse(StatusCode::invalid_argument, "is a folder");
+    if (!std::filesystem::exists(path, error) || std::filesystem::is_regular_file(path, error)) {
+        return Status::ok();
     }
-    const std::filesystem::path parent = std::filesystem::path(path).parent_path();
-    const std::string folder = parent.empty() ? "." : parent.string();
-    if (access(folder.c_str(), W_OK | X_OK) == 0) return Status::ok();
-    return refuse(StatusCode::not_found, std::generic_category().message(errno));
+    return input_error(fmt::format("-o {}: is there and not a regular file", path));
 }
 
 Result<PrefillTiming> calibrate(const CalibrateFlags& flags, const EngineOptions& options,
@@ -71,6 +62,7 @@ Result<PrefillTiming> calibrate(const CalibrateFlags& flags, const EngineOptions
 }
 
 int calibrate_command(const CalibrateFlags& flags) {
+    SHOAL_TOOL_TRY(refuse_context(flags.common, "calibrate"));
     const Result<uint32_t> count = checked_number("--tokens", flags.tokens, 256, 1 << 20);
     if (!count) return report_error(count.status());
     SHOAL_TOOL_TRY(check_output(flags.output));

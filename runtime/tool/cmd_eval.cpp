@@ -94,7 +94,9 @@ nlohmann::ordered_json eval_json(const EvalFlags& flags, const Prepared& prepare
     return json;
 }
 
-Result<Policy> named_policy(const EvalFlags& flags, const std::string& name, Config config) {
+// FLAG is the one that named it: --policy or --reference.
+Result<Policy> named_policy(const EvalFlags& flags, const char* flag, const std::string& name,
+                            Config config) {
     config.stats.recall_every = static_cast<uint32_t>(flags.recall_every);
     Policy policy{.name = name, .engine = EngineKind::shoal, .config = config};
     if (name == "stock") {
@@ -108,9 +110,9 @@ Result<Policy> named_policy(const EvalFlags& flags, const std::string& name, Con
     } else if (name == "recent") {
         policy.config.selector.kind = SelectorKind::recent;
     } else {
-        return input_error(fmt::format("--policy {}: must be labels, dense, recent, stock or "
+        return input_error(fmt::format("{} {}: must be labels, dense, recent, stock or "
                                        "stock-noflash",
-                                       name));
+                                       flag, name));
     }
     return policy;
 }
@@ -120,7 +122,7 @@ Result<std::vector<Policy>> make_policies(const EvalFlags& flags, const Config& 
     if (!rows) return rows.status();
     std::vector<Policy> policies;
     for (const std::string& name : flags.policies) {
-        Result<Policy> policy = named_policy(flags, name, config);
+        Result<Policy> policy = named_policy(flags, "--policy", name, config);
         if (!policy) return policy.status();
         if (name != "labels") {
             policies.push_back(std::move(*policy));
@@ -143,12 +145,18 @@ Status check_flags(const EvalFlags& flags) {
         return input_error(fmt::format("--positions {}: must be 1 to {} (--tokens less 2)",
                                        flags.positions, flags.tokens - 2));
     }
-    const auto offset = checked_number("--offset", flags.offset, 0, 1 << 30);
+    const auto offset = checked_number("--offset", flags.offset, 0, kTokensMax);
     if (!offset) return offset.status();
-    return checked_number("--recall-every", flags.recall_every, 0, 1 << 30).status();
+    const auto every = checked_number("--recall-every", flags.recall_every, 0, kTokensMax);
+    if (!every) return every.status();
+    // Names and counts, before a model is opened; its configuration comes into the policies later.
+    const auto policies = make_policies(flags, {});
+    if (!policies) return policies.status();
+    return named_policy(flags, "--reference", flags.reference, {}).status();
 }
 
 int eval_command(const EvalFlags& flags) {
+    SHOAL_TOOL_TRY(refuse_context(flags.common, "eval"));
     const Status checked = check_flags(flags);
     if (!checked.is_ok()) return report_error(checked);
     const Result<std::string> text = read_text_file("-f", flags.file);
@@ -168,7 +176,8 @@ int eval_command(const EvalFlags& flags) {
     SHOAL_TOOL_TRY(check_config(*prepared));
     const auto policies = make_policies(flags, prepared->config.config);
     if (!policies) return report_error(policies.status());
-    const auto reference = named_policy(flags, flags.reference, prepared->config.config);
+    const auto reference =
+        named_policy(flags, "--reference", flags.reference, prepared->config.config);
     if (!reference) return report_error(reference.status());
     const EvalOptions options{.file = flags.file,
                               .tokens = static_cast<uint32_t>(flags.tokens),

@@ -204,7 +204,7 @@ nlohmann::ordered_json run_json(const Prepared& prepared, const Outcome& out) {
 int run_command(const RunFlags& flags) {
     const Status sampling = check_sampling(flags.sampling);
     if (!sampling.is_ok()) return report_error(sampling);
-    const Result<uint32_t> count = checked_number("-n", flags.tokens, 1, 1 << 30);
+    const Result<uint32_t> count = checked_number("-n", flags.tokens, 1, kTokensMax);
     if (!count) return report_error(count.status());
     const Result<std::string> text = prompt_text(flags);
     if (!text) return report_error(text.status());

@@ -124,6 +124,7 @@ std::string selfcheck_text(const CheckResult& result, bool passed) {
 }
 
 int selfcheck_command(const SelfcheckFlags& flags) {
+    SHOAL_TOOL_TRY(refuse_context(flags.common, "selfcheck"));
     const Result<Prepared> prepared = prepare(flags.common);
     if (!prepared) return report_error(prepared.status());
     SHOAL_TOOL_TRY(check_config(*prepared));

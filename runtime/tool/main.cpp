@@ -80,7 +80,10 @@ int run_tool(int argc, char** argv) {
         return kExitUsage;
     }
     catch_interrupt();
-    return action.run();
+    const int exit_code = action.run();
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return exit_code;
+    fmt::print(stderr, "shoal: standard output could not be written\n");
+    return exit_code == kExitOk ? kExitFailure : exit_code;
 }
 
 }  // namespace

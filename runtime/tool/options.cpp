@@ -1,5 +1,7 @@
 #include "runtime/tool/options.hpp"
 
+#include <unistd.h>
+
 #include <array>
 #include <cerrno>
 #include <charconv>
@@ -20,7 +22,6 @@ namespace shoal::tool {
 namespace {
 
 constexpr uint64_t kTextBytesMax = uint64_t{256} << 20;
-constexpr int64_t kContextMax = int64_t{1} << 30;  // slots of a store
 
 struct Spelling {
     std::string_view given;
@@ -111,15 +112,32 @@ Result<uint32_t> checked_number(const std::string& flag, int64_t value, int64_t 
     return input_error(fmt::format("{} {}: must be {} to {}", flag, value, low, high));
 }
 
+Status check_writable(const std::string& flag, const std::string& path) {
+    std::error_code error;
+    const auto refuse = [&](const std::string& why) {
+        return input_error(fmt::format("{} {}: {}", flag, path, why));
+    };
+    if (path.empty()) return refuse("must name a file");
+    if (std::filesystem::is_directory(path, error)) return refuse("is a folder");
+    std::string tried = path;
+    if (!std::filesystem::exists(path, error)) {
+        const std::filesystem::path parent = std::filesystem::path(path).parent_path();
+        tried = parent.empty() ? "." : parent.string();
+    }
+    if (access(tried.c_str(), W_OK) == 0) return Status::ok();
+    return refuse(std::generic_category().message(errno));
+}
+
 Result<Prepared> prepare(const CommonFlags& flags) {
     EngineLog::instance().install(flags.verbose);
+    if (!flags.report.empty()) SHOAL_TRY(check_writable("--report", flags.report));
     Prepared prepared;
     Result<ResolvedConfig> config = resolve_config(flags.config);
     if (!config) return config.status();
     prepared.config = std::move(*config);
     const ModelFlags& given = flags.model;
     SHOAL_TRY(check_flash_attention(given));
-    const Result<uint32_t> context = checked_number("-c", given.context, 0, kContextMax);
+    const Result<uint32_t> context = checked_number("-c", given.context, 0, kTokensMax);
     const Result<uint32_t> batch = checked_number("-b", given.batch, 1, 1 << 20);
     const Result<uint32_t> micro = checked_number("-ub", given.micro_batch, 1, 1 << 16);
     const Result<uint32_t> threads = checked_number("-t", given.threads, 0, 1024);
@@ -141,6 +159,12 @@ Result<Prepared> prepare(const CommonFlags& flags) {
     engine.micro_batch = *micro;
     engine.threads = static_cast<int>(*threads == 0 ? default_threads() : *threads);
     return prepared;
+}
+
+Status refuse_context(const CommonFlags& flags, const char* command) {
+    if (flags.model.context == 0) return Status::ok();
+    return input_error(fmt::format("-c {}: {} makes the context as long as it needs; leave -c out",
+                                   flags.model.context, command));
 }
 
 Status check_config(const Prepared& prepared) {
@@ -186,10 +210,11 @@ Result<std::vector<uint32_t>> parse_numbers(const std::string& flag, const std::
     for (std::string item; std::getline(items, item, ',');) {
         uint32_t number = 0;
         const auto [end, error] = std::from_chars(item.data(), item.data() + item.size(), number);
-        if (error != std::errc() || end != item.data() + item.size() || number < low) {
-            return input_error(fmt::format("{} {}: must be whole numbers of at least {}, with "
+        if (error != std::errc() || end != item.data() + item.size() || number < low ||
+            number > kTokensMax) {
+            return input_error(fmt::format("{} {}: must be whole numbers from {} to {}, with "
                                            "commas between",
-                                           flag, text, low));
+                                           flag, text, low, kTokensMax));
         }
         numbers.push_back(number);
     }

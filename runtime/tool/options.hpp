@@ -47,13 +47,21 @@ struct Prepared {
     ResolvedConfig config;
 };
 Result<Prepared> prepare(const CommonFlags& flags);
+// For commands that make the context as long as they need it: -c is refused, not ignored.
+Status refuse_context(const CommonFlags& flags, const char* command);
+// Minutes of work should not end at a folder that is not there: whether `path` can be written,
+// asked beforehand. Makes nothing.
+Status check_writable(const std::string& flag, const std::string& path);
 // Whether a session of this model takes the configuration: its profile, its layers.
 Status check_config(const Prepared& prepared);
 
 // Text of a file, at most 256 MiB of UTF-8; the error names the flag.
 Result<std::string> read_text_file(const std::string& flag, const std::string& path);
 
-// "512,4096" as numbers of at least `low`; the error names the flag.
+// Slots of a store at most; counts of tokens above it are refused.
+inline constexpr uint32_t kTokensMax = 1U << 30;
+
+// "512,4096" as numbers from `low` to kTokensMax; the error names the flag.
 Result<std::vector<uint32_t>> parse_numbers(const std::string& flag, const std::string& text,
                                             uint32_t low);
 Result<uint32_t> checked_number(const std::string& flag, int64_t value, int64_t low, int64_t high);

@@ -63,6 +63,10 @@ Stats stats_from_json(const std::string& text) {
     read("select_ns", stats.select_ns);
     read("attend_ns", stats.attend_ns);
     read("exact_ns", stats.exact_ns);
+    read("rescans", stats.rescans);
+    read("guess_misses", stats.guess_misses);
+    read("spans_encoded", stats.spans_encoded);
+    read("spans_ranged_again", stats.spans_ranged_again);
     read("recall_samples", stats.recall_samples);
     read("mass_recall_sum", stats.mass_recall_sum);
     read("mass_recall_min", stats.mass_recall_min);

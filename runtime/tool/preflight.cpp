@@ -202,9 +202,16 @@ Status read_shape(const Header& header, ModelFile& model) {
 }
 
 Result<uint64_t> readable_bytes(const std::string& path) {
+    if (path.empty()) {
+        return Status::error(StatusCode::invalid_argument, "-m: must name a model file (GGUF)");
+    }
     std::error_code error;
     if (std::filesystem::is_directory(path, error)) {
         return file_error(StatusCode::not_found, path, "is a folder, not a model file");
+    }
+    // A pipe would be waited for, without end.
+    if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error)) {
+        return file_error(StatusCode::invalid_argument, path, "is not a regular file");
     }
     std::FILE* file = std::fopen(path.c_str(), "rb");
     if (file == nullptr) {

@@ -59,7 +59,7 @@ void print_json(const nlohmann::ordered_json& json) { fmt::print("{}", json_text
 Status print_result(const CommonFlags& flags, const nlohmann::ordered_json& json,
                     const std::string& text) {
     fmt::print("{}", flags.json ? json_text(json) : text);
-    std::fflush(stdout);
+    std::fflush(stdout);  // whether that went well is asked once, at the end of main
     if (flags.report.empty()) return Status::ok();
     std::ofstream file(flags.report);
     file << json_text(json) << std::flush;

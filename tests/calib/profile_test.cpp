@@ -167,7 +167,7 @@ TEST_F(ProfileTest, CannotBeWritten) {
     fs::create_directory(folder_ / "folder");
     status = write_profile(path("folder"), sample_profile());
     EXPECT_EQ(status.code(), StatusCode::invalid_argument);
-    EXPECT_EQ(status.message(), path("folder") + ": cannot rename: Is a directory");
+    EXPECT_EQ(status.message(), path("folder") + ": is there and not a regular file");
     EXPECT_EQ(file_count(), 1U) << "temporary files left";
 
     Profile profile = sample_profile();
@@ -368,6 +368,26 @@ TEST_F(ProfileTest, AnotherModelIsRefused) {
         EXPECT_EQ(status.code(), StatusCode::invalid_argument);
         EXPECT_EQ(status.message(), std::string("profile of another model: ") + other.message);
     }
+}
+
+// A rename would put a file in the place of a device or of a link.
+TEST_F(ProfileTest, WritesThroughLinksAndOverNothingButFiles) {
+    const Status device = write_profile("/dev/null", sample_profile());
+    EXPECT_EQ(device.message(), "/dev/null: is there and not a regular file");
+    struct stat info = {};
+    ASSERT_EQ(::stat("/dev/null", &info), 0);
+    EXPECT_TRUE(S_ISCHR(info.st_mode));
+
+    ASSERT_TRUE(write_profile(path("target.json"), sample_profile()));
+    ASSERT_EQ(::chmod(path("target.json").c_str(), 0600), 0);
+    fs::create_symlink(path("target.json"), path("link.json"));
+    Profile other = sample_profile();
+    other.source = "another text";
+    ASSERT_TRUE(write_profile(path("link.json"), other));
+    EXPECT_TRUE(fs::is_symlink(path("link.json")));
+    EXPECT_NE(text_of(path("target.json")).find("another text"), std::string::npos);
+    ASSERT_EQ(::stat(path("target.json").c_str(), &info), 0);
+    EXPECT_EQ(info.st_mode & 0777, 0600U);
 }
 
 }  // namespace

@@ -164,31 +164,6 @@ TEST_F(Identity, StateThroughFile) {
     std::filesystem::remove(path);
 }
 
-TEST_F(Identity, SequencesInOneUnifiedCache) {
-    ContextOptions options;
-    options.n_seq_max = 3;
-    options.kv_unified = true;
-    Pair pair = make(options);
-    ASSERT_TRUE(pair.stock && pair.shoal);
-    // Cells of the two sequences interleave, so a query sees many ranges.
-    Logits logits[2];
-    for (int i = 0; i < 2; ++i) {
-        llama_context* context = i == 0 ? pair.stock.get() : pair.shoal.get();
-        for (llama_pos at = 0; at < 200; at += 20) {
-            for (llama_seq_id sequence = 0; sequence < 2; ++sequence) {
-                const size_t from = static_cast<size_t>(at) + static_cast<size_t>(sequence) * 300;
-                const Logits piece =
-                    decode(context, slice(tokens_, from, from + 20), at, 7, sequence);
-                logits[i].insert(logits[i].end(), piece.begin(), piece.end());
-            }
-        }
-        llama_memory_seq_cp(llama_get_memory(context), 0, 2, -1, -1);
-        const Logits copy = decode_singly(context, slice(tokens_, 200, 208), 200, 2);
-        logits[i].insert(logits[i].end(), copy.begin(), copy.end());
-    }
-    EXPECT_EQ(count_different(logits[0], logits[1]), 0U);
-}
-
 INSTANTIATE_TEST_SUITE_P(
     Types, IdentityOfTypes,
     ::testing::Values(TypeCase{GGML_TYPE_F16, 2}, TypeCase{GGML_TYPE_BF16, 1},

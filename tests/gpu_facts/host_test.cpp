@@ -7,6 +7,7 @@
 #include <limits>
 #include <set>
 
+#include "bench/gpu/needs.hpp"
 #include "bench/gpu/options.hpp"
 #include "bench/gpu/plan.hpp"
 #include "bench/gpu/report.hpp"
@@ -113,7 +114,7 @@ TEST(Statistics, RepetitionsShrinkWithTheBudget) {
     EXPECT_EQ(repetitions(0.001, 15), kRepetitionsLate);
     EXPECT_EQ(repetitions(0.001, 26), 0U) << "left out";
     EXPECT_EQ(repetitions(5, 0), kRepetitionsLate) << "one case does not eat the part";
-    EXPECT_EQ(repetitions(0.001, 0, true), 3U);
+    EXPECT_EQ(repetitions(0.001, 0, true), 1U);
 }
 
 TEST(Output, Text) {
@@ -168,7 +169,7 @@ constexpr uint32_t kSpanBytes = 2304;
 
 TEST(PlanSizes, ALargeMachineTakesThemWhole) {
     std::vector<std::string> notes;
-    const Plan plan = make_plan({78 * kGiB, 120 * kGiB, 50 << 20}, false, kSpanBytes, notes);
+    const Plan plan = make_plan({78 * kGiB, 120 * kGiB, 50 << 20, 132}, false, kSpanBytes, notes);
     EXPECT_TRUE(notes.empty()) << notes.front();
     EXPECT_EQ(plan.tokens.back(), 262144U);
     EXPECT_EQ(plan.step_weight_layers, kLayers);
@@ -177,31 +178,74 @@ TEST(PlanSizes, ALargeMachineTakesThemWhole) {
     EXPECT_EQ(kLayerWeightBytes, uint64_t{436207616}) << "Llama-3.1-8B: 218 M weights a layer";
 }
 
+std::vector<Needs> all_needs(const Plan& plan) {
+    return {link_needs(plan),
+            gather_needs(plan),
+            label_scan_needs(plan, kSpanBytes),
+            select_needs(plan),
+            resolve_attend_needs(plan),
+            step_graph_needs(plan, kSpanBytes),
+            write_back_needs(plan)};
+}
+
 TEST(PlanSizes, ShrinkUntilTheyFitAndSaySo) {
     for (const uint64_t device : {uint64_t{1} << 28, kGiB, 4 * kGiB, 12 * kGiB, 24 * kGiB}) {
         std::vector<std::string> notes;
-        const Plan plan = make_plan({device, kGiB, 50 << 20}, false, kSpanBytes, notes);
+        const Plan plan = make_plan({device, kGiB, 50 << 20, 132}, false, kSpanBytes, notes);
         EXPECT_FALSE(notes.empty());
-        EXPECT_LE(plan.pinned_bytes, kGiB / 2);
         EXPECT_EQ(plan.pinned_bytes & (plan.pinned_bytes - 1), 0U);
-        if (device >= 4 * kGiB) {
-            EXPECT_LE(step_bytes(plan, plan.step_tokens.back(), kSpanBytes) +
-                          plan.step_weight_layers * kLayerWeightBytes,
-                      device);
+        for (const Needs& needs : all_needs(plan)) {
+            EXPECT_LE(needs.device, device);
+            EXPECT_LE(needs.pinned, kGiB);
         }
         EXPECT_FALSE(plan.tokens.empty());
         EXPECT_FALSE(plan.step_tokens.empty());
     }
     std::vector<std::string> notes;
-    EXPECT_LT(make_plan({12 * kGiB, 64 * kGiB, 50 << 20}, false, kSpanBytes, notes)
+    EXPECT_LT(make_plan({12 * kGiB, 64 * kGiB, 50 << 20, 132}, false, kSpanBytes, notes)
                   .step_weight_layers,
               kLayers);
     EXPECT_THAT(notes, ElementsAre(HasSubstr("layers instead of 32")));
 }
 
+TEST(PlanSizes, ColdMeansColdForEveryNumberOfRows) {
+    std::vector<std::string> notes;
+    const Plan plan = make_plan({78 * kGiB, 120 * kGiB, 50 << 20, 132}, false, kSpanBytes, notes);
+    for (const uint32_t batch : plan.batches) {
+        const uint32_t slots = attend_slots(plan, batch);
+        EXPECT_EQ(slots & (slots - 1), 0U);
+        for (const uint32_t rows : plan.attend_rows) {
+            // Every call but the one that reads a slot again.
+            const uint64_t between = uint64_t{slots / rows - 1} * rows * batch * kPieceBytes;
+            EXPECT_GE(between, plan.cold_bytes) << rows << " rows, batch " << batch;
+        }
+        EXPECT_LE(uint64_t{slots} * batch * kPieceBytes, kGiB);
+    }
+    notes.clear();
+    const Plan tight = make_plan({kGiB / 2, kGiB, 50 << 20, 132}, false, kSpanBytes, notes);
+    EXPECT_LE(uint64_t{attend_slots(tight, 8)} * 8 * kPieceBytes, kGiB / 2);
+    EXPECT_THAT(notes, ::testing::Contains(HasSubstr("attend: at most 1024 rows")));
+}
+
+TEST(PlanSizes, GathersShrinkWithTheirNeighbours) {
+    std::vector<std::string> notes;
+    const Plan plan = make_plan({100 << 20, 64 * kGiB, 50 << 20, 132}, false, kSpanBytes, notes);
+    EXPECT_LE(gather_needs(plan).device, uint64_t{100} << 20);
+    EXPECT_LT(plan.gemm_size, 4096U);
+    EXPECT_THAT(notes, ::testing::Contains(HasSubstr("bytes gathered at a time")));
+}
+
+TEST(PlanSizes, ReplaysAreWholeRounds) {
+    EXPECT_EQ(whole_rounds(6, 8), 12U);
+    EXPECT_EQ(whole_rounds(8, 8), 8U);
+    EXPECT_EQ(whole_rounds(64, 4), 64U);
+    EXPECT_EQ(whole_rounds(1, 4), 4U);
+    EXPECT_EQ(whole_rounds(3, 1), 3U);
+}
+
 TEST(PlanSizes, SmallFitsAnything) {
     std::vector<std::string> notes;
-    const Plan plan = make_plan({kGiB * 3, kGiB, 50 << 20}, true, kSpanBytes, notes);
+    const Plan plan = make_plan({kGiB * 3, kGiB, 50 << 20, 132}, true, kSpanBytes, notes);
     EXPECT_TRUE(notes.empty());
     EXPECT_LE(plan.pinned_bytes + plan.register_bytes, uint64_t{64} << 20);
     EXPECT_GE(plan.step_hot_slots, plan.step_rows);
@@ -242,6 +286,20 @@ TEST(Indices, RandomOnesSpreadOverTheUniverse) {
     }
     for (const uint32_t count : quarters) EXPECT_NEAR(count, 256, 80);
     EXPECT_LT(neighbours, 8U);
+}
+
+TEST(Overlaps, CoverAndPaceOfTheBackground) {
+    // Four launches of 10 us; alone they take 10.
+    const std::vector<double> steady = {0, 10, 20, 30, 40};
+    EXPECT_DOUBLE_EQ(overlap_of(steady, 5, 25, 10).covered, 1);
+    EXPECT_DOUBLE_EQ(overlap_of(steady, 5, 25, 10).pace, 1);
+    EXPECT_DOUBLE_EQ(overlap_of(steady, 5, 25, 5).pace, 0.5) << "twice as slow as alone";
+    EXPECT_DOUBLE_EQ(overlap_of(steady, 20, 60, 10).covered, 0.5) << "it ended first";
+    EXPECT_DOUBLE_EQ(overlap_of(steady, 20, 60, 10).pace, 1) << "of the covered part";
+    // One launch had to wait for the other work to end: 10 us of work in 100.
+    EXPECT_NEAR(overlap_of({0, 10, 110, 120}, 10, 110, 10).pace, 0.1, 1e-12);
+    EXPECT_DOUBLE_EQ(overlap_of(steady, 50, 60, 10).covered, 0);
+    EXPECT_DOUBLE_EQ(overlap_of({0}, 0, 10, 10).pace, 0) << "nothing ran";
 }
 
 TEST(Bound, ALayerIsItsBytesAndWhatIsNotHidden) {

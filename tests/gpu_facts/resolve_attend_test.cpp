@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "bench/gpu/attend.cuh"
@@ -139,6 +140,10 @@ TEST_P(AttendTest, MatchesTheReference) {
     constexpr uint32_t kHot = 1U << kHotLog2;
     std::vector<uint4> rows(size_t{c.batch} * kHot * kPieceBytes / 16);
     launch(4, 1, 64, 0, [&] { fill_rows<64>(rows.data(), rows.size(), 21); });
+    // Slot 0 holds poison, and no row: what is not attended must not matter.
+    for (uint32_t r = 0; r < c.batch; ++r) {
+        std::memset(&rows[size_t{r} * kHot * kPieceBytes / 16], 0xff, kPieceBytes);
+    }
     const std::vector<float> q = make_queries(c.batch, 4);
     std::vector<int32_t> slots(size_t{c.batch} * c.rows);
     std::vector<float> expected(size_t{c.batch} * kQueryHeads * kHeadDim);
@@ -149,7 +154,8 @@ TEST_P(AttendTest, MatchesTheReference) {
         std::vector<std::byte*> pieces;
         auto* base = reinterpret_cast<std::byte*>(rows.data()) + size_t{r} * kHot * kPieceBytes;
         for (uint32_t i = 0; i < c.rows; ++i) {
-            const bool hidden = c.hidden_every != 0 && i % c.hidden_every == 0;
+            const bool hidden =
+                order[i] == 0 || (c.hidden_every != 0 && i % c.hidden_every == 0);
             slots[r * c.rows + i] = hidden ? -1 : static_cast<int32_t>(order[i]);
             if (!hidden) pieces.push_back(base + size_t{order[i]} * kPieceBytes);
         }

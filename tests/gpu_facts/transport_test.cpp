@@ -167,7 +167,23 @@ TEST(WriteBack, RowsThenTheirNumber) {
         WriteBackArgs args{rows.data(), ring.data(), kUnits, kRing, &written, &arrived, &sequence};
         launch(2, 1, 64, step, [&] { write_back<64>(args); });
         EXPECT_EQ(sequence, step + 1);
-        EXPECT_EQ(std::memcmp(&ring[step % kRing * kUnits], rows.data(), kUnits * 16), 0);
+        const uint4* slot = &ring[ring_unit(step + 1, kUnits, kRing)];
+        EXPECT_EQ(wrong_units(slot, rows.data(), kUnits, step + 1), 0U);
+        EXPECT_EQ(wrong_units(slot, rows.data(), kUnits, step + 2), kUnits) << "not there yet";
+    }
+}
+
+TEST(WriteBack, ARowThatIsNotThereYetIsFoundInAnyUnit) {
+    constexpr uint32_t kUnits = 64;
+    std::vector<uint4> rows(kUnits), slot(kUnits);
+    launch(1, 1, 64, 0, [&] { fill_rows<64>(rows.data(), rows.size(), 6); });
+    launch(1, 1, 64, 0, [&] { write_rows<64>(rows.data(), slot.data(), kUnits, 9); });
+    EXPECT_EQ(wrong_units(slot.data(), rows.data(), kUnits, 9), 0U);
+    for (const uint32_t late : {0U, 31U, 63U}) {
+        const uint4 there = slot[late];
+        slot[late] = stamped(rows[late], 8);  // of the write before
+        EXPECT_EQ(wrong_units(slot.data(), rows.data(), kUnits, 9), 1U);
+        slot[late] = there;
     }
 }
 
@@ -180,7 +196,7 @@ TEST(WriteBack, PingPongAnswersOrGivesUp) {
     launch(1, 1, 64, 2, [&] { ping_pong<64>(args); });
     EXPECT_EQ(sequence, 4U);
     EXPECT_EQ(failed, 0U);
-    EXPECT_EQ(std::memcmp(ring.data(), rows.data(), kUnits * 16), 0);
+    EXPECT_EQ(wrong_units(ring.data(), rows.data(), kUnits, 4), 0U);
     args.rounds = 6;
     launch(1, 1, 64, 2, [&] { ping_pong<64>(args); });
     EXPECT_EQ(sequence, 4U);

@@ -117,13 +117,14 @@ INSTANTIATE_TEST_SUITE_P(
         ErrorCase{"[budget]\nrow = 5",
                   "shoal.toml:2:1: budget.row: unknown key (did you mean budget.rows?)"},
         ErrorCase{"[selector]\nrows = 5", "selector.rows: unknown key (did you mean budget.rows?)"},
+        ErrorCase{"selector = 3", "1:1: selector: must be a section ([selector] has: kind, "},
         ErrorCase{"[budget]\nfrobnication = 5", "unknown key ([budget] has: rows, dense_rows"},
         ErrorCase{"[buget]\nrows = 5", "buget.rows: unknown key (did you mean budget.rows?)"},
         ErrorCase{"[buget]\n", "buget: unknown section (did you mean budget?)"},
         ErrorCase{"[budget]\n", ""},
         ErrorCase{"rows = 5", "rows: unknown key (did you mean budget.rows?)"},
         ErrorCase{"zzzzzzzzzz = 5", "unknown section (there are: selector, budget"},
-        ErrorCase{"budget = 5", "budget: unknown key"},
+        ErrorCase{"budget = 5", "budget: must be a section ([budget] has: rows"},
         ErrorCase{"[selector]\nkind = \"lables\"",
                   "selector.kind = \"lables\": must be \"labels\", \"dense\" or \"recent\" (did "
                   "you mean \"labels\"?)"},
@@ -153,7 +154,7 @@ INSTANTIATE_TEST_SUITE_P(
         ErrorCase{"[budget]\nrows = 1 2", "shoal.toml:2:"},
         ErrorCase{"[a.b.c]\nd = 1", "a.b: unknown key"},
         ErrorCase{"[budget.rows]\nd = 1", "budget.rows = {...}: must be a whole number"},
-        ErrorCase{"[[budget]]\nrows = 1", "budget: unknown key"}));
+        ErrorCase{"[[budget]]\nrows = 1", "budget: must be a section ([budget] has: rows"}));
 
 INSTANTIATE_TEST_SUITE_P(
     Json, ConfigErrorTest,

@@ -176,6 +176,25 @@ TEST(SessionLabels, DenseUntilStatisticsAreKnownAndSaysSo) {
               testing::rerun_as("head-sharing") ? 9U : 3U);
 }
 
+// Sliding layers are served dense, whatever the policy, with and without statistics.
+TEST(Session, SlidingLayersAttendAllThatTheySee) {
+    for (const SelectorKind kind : {SelectorKind::labels, SelectorKind::recent}) {
+        Config config = test_config(16);
+        config.selector.kind = kind;
+        ModelShape shape = small_model();
+        shape.layers[1].kind = LayerKind::sliding;
+        shape.layers[1].window = 4096;
+        Driver driver(config, shape, 2048);
+        driver.step(300);
+        driver.step(300);
+        driver.step(1);
+        EXPECT_EQ(driver.session().attended_slots({1}, 0, 0).size(), 601U);
+        EXPECT_LT(driver.session().attended_slots({0}, 0, 0).size(), 601U);
+        EXPECT_LT(driver.session().attended_slots({2}, 0, 0).size(), 601U);
+        EXPECT_EQ(driver.session().stats().dense_without_statistics, 0U);
+    }
+}
+
 TEST(SessionErrors, AreSentences) {
     SessionOptions options;
     auto none = Session::create(test_config(), small_model(), options);

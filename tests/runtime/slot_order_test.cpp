@@ -97,6 +97,29 @@ TEST(QueryView, SafetySetIsNeverSelectable) {
     EXPECT_EQ(view.visible().at(130), 200U);
 }
 
+// The clock of a copy goes on from the original's, which may be behind.
+TEST(SlotOrder, ACopyKeepsNoBoundsOfWhatWasThereBefore) {
+    std::vector<std::byte> memory[2] = {std::vector<std::byte>(SlotOrder::bytes(300)),
+                                        std::vector<std::byte>(SlotOrder::bytes(300))};
+    SlotOrder original(memory[0].data(), 300);
+    SlotOrder copy(memory[1].data(), 300);
+    original.write(0);
+    for (int i = 0; i < 50; ++i) copy.write(0);
+    copy.write(140);
+    copy.forget_from(130);
+    copy.copy_from(original);
+    copy.write(140);
+    copy.write(5);
+    std::vector<bool> visible(141);
+    visible[0] = visible[5] = visible[140] = true;
+    std::vector<uint32_t> slots;
+    copy.first(2, masks_of(visible), slots);
+    EXPECT_EQ(slots, (std::vector<uint32_t>{0, 140}));
+    slots.clear();
+    copy.last(1, masks_of(visible), slots);
+    EXPECT_EQ(slots, (std::vector<uint32_t>{5}));
+}
+
 TEST(QueryView, SmallViewsAreAllSafety) {
     std::vector<std::byte> memory(SlotOrder::bytes(10));
     SlotOrder order(memory.data(), 10);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <sstream>
@@ -104,6 +105,13 @@ TEST(ToolErrors, Usage) {
                    "--temp -1: must be 0 or more");
     expect_refused({"run", "-m", "x.gguf", "-p", "x", "--top-p", "2"}, "--top-p 2: must be 0 to 1");
     expect_refused({"bench", "-m", "x.gguf", "-f", "y", "-d", "5,x"}, "-d 5,x: must be whole");
+    expect_refused({"bench", "-m", "x.gguf", "-f", "y", "-d", "99999999999"},
+                   "-d 99999999999: must be whole numbers from 1 to 1073741824, with commas");
+    expect_refused({"eval", "-m", "x.gguf", "-f", "y", "--reference", "dens"},
+                   "--reference dens: must be labels, dense, recent, stock or stock-noflash");
+    expect_refused({"eval", "-m", "x.gguf", "-f", "y", "--policy", "labels,all"},
+                   "--policy all: must be labels, ");
+    expect_refused({"plan", "-m", ""}, "-m: must name a model file (GGUF)");
     expect_refused({"eval", "-m", "x.gguf", "-f", "y", "--positions", "9000"},
                    "--positions 9000: must be 1 to 8190");
     expect_refused({"calibrate", "-m", "x.gguf", "-f", "y", "-o", "z", "--tokens", "9"},
@@ -111,6 +119,13 @@ TEST(ToolErrors, Usage) {
     expect_refused({"calibrate", "-m", "x.gguf", "-f", "y", "-o", "/nonexistent/z"},
                    "-o /nonexistent/z: No such file or directory");
     expect_refused({"calibrate", "-m", "x.gguf", "-f", "y", "-o", "/"}, "-o /: is a folder");
+    expect_refused({"calibrate", "-m", "x.gguf", "-f", "y", "-o", "/dev/null"},
+                   "-o /dev/null: is there and not a regular file");
+    expect_refused({"bench", "-m", "x.gguf", "-f", "y", "-c", "10"},
+                   "-c 10: bench makes the context as long as it needs; leave -c out");
+    expect_refused({"plan", "-m", "x.gguf", "--report", "/nonexistent/r.json"},
+                   "--report /nonexistent/r.json: No such file or directory");
+    expect_refused({"plan", "-m", "/dev/null"}, "/dev/null: is not a regular file");
 }
 
 TEST(ToolErrors, Configuration) {
@@ -130,6 +145,14 @@ TEST(ToolErrors, Configuration) {
                    "SHOAL_NONSENSE: nonsense: unknown section");
     expect_refused({.arguments = {"config"}, .environment = {"SHOAL_CONFIG=/nonexistent"}},
                    "SHOAL_CONFIG: /nonexistent: No such file or directory");
+}
+
+TEST(ToolErrors, LostOutputIsNoSuccess) {
+    const std::string command = std::string("'") + SHOAL_TEST_TOOL + "' config --toml";
+    const int full = std::system((command + " >/dev/full 2>/dev/null").c_str());
+    EXPECT_EQ(WEXITSTATUS(full), 1);
+    const int good = std::system((command + " >/dev/null 2>/dev/null").c_str());
+    EXPECT_EQ(WEXITSTATUS(good), 0);
 }
 
 // What a model and a configuration say of each other is checked before weights are read: this

@@ -20,11 +20,19 @@ struct AttentionOp {
     // K's tensor; only for ops whose keys are held here.
     const KvTensor& tensor() const { return *static_cast<const KvTensor*>(root_of(k)->extra); }
 
-    const ggml_tensor* node;   // f32 [v_head_dim, q_heads, queries, 1]
-    const ggml_tensor* q;      // f32 [k_head_dim, queries, q_heads, 1], strided
-    const ggml_tensor* k;      // view of the cache: [k_head_dim, slots, kv_heads, 1]
+    // Streams that the op goes over: consecutive ones, with as many queries each.
+    uint32_t stream_first() const {
+        return static_cast<uint32_t>(k->view_offs / tensor().stream_bytes());
+    }
+    uint32_t stream_count() const { return static_cast<uint32_t>(q->ne[3]); }
+    uint32_t queries_per_stream() const { return static_cast<uint32_t>(q->ne[1]); }
+    uint32_t query_count() const { return stream_count() * queries_per_stream(); }
+
+    const ggml_tensor* node;   // f32 [v_head_dim, q_heads, queries, streams]
+    const ggml_tensor* q;      // f32 [k_head_dim, queries, q_heads, streams], strided
+    const ggml_tensor* k;      // view of the cache: [k_head_dim, slots, kv_heads, streams]
     const ggml_tensor* v;      // the same for V
-    const ggml_tensor* mask;   // f16 [slots, queries, 1, 1]
+    const ggml_tensor* mask;   // f16 [slots, queries, 1, streams]
     const ggml_tensor* sinks;
 
 private:

@@ -112,10 +112,18 @@ void buffer_memset(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uint8_t va
     buffer_set(buffer, tensor, bytes.data(), offset, size);
 }
 
-// Only between plain buffers; what a KV cache takes part in goes through get and set.
+// Between plain buffers, and from one stream of a KV cache to another; what else a KV cache takes
+// part in goes through get and set.
 bool buffer_copy(ggml_backend_buffer_t buffer, const ggml_tensor* from, ggml_tensor* to) {
+    Buffer& owner = buffer_of(buffer);
+    if (owner.cache != nullptr && root_of(from)->buffer == buffer) {
+        Status status = Status::ok();
+        const bool copied = owner.cache->copy_stream(*from, *to, status);
+        if (!status) fail(*owner.cache, "copying", *to, status);
+        return copied;
+    }
     ggml_backend_buffer_t source = root_of(from)->buffer;
-    if (buffer_of(buffer).cache != nullptr || source == nullptr ||
+    if (owner.cache != nullptr || source == nullptr ||
         !ggml_backend_buffer_is_host(source)) {
         return false;
     }

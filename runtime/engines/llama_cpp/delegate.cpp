@@ -1,28 +1,23 @@
 #include "delegate.hpp"
 
-#include <algorithm>
-
 namespace shoal::llama_cpp {
 
 namespace {
 
-constexpr size_t kGraphNodes = 8;
-
-// The view `source` of a KV tensor, over a copy of its rows: same sizes and strides, so ggml's
-// kernel cuts its work as it would for the cache itself.
+// The view `source` of a KV tensor, over a copy of the rows that it shows: same sizes and strides
+// but for the distance of the streams, so ggml's kernel cuts its work as it would for the cache.
 Status view_of_copy(const ggml_tensor& source, const Delegate::Read& read,
                     std::vector<std::byte>& rows, ggml_tensor& view) {
     const auto& tensor = *static_cast<const KvTensor*>(root_of(&source)->extra);
-    const auto slots = static_cast<size_t>(source.ne[1]);
-    rows.resize(slots * tensor.row_bytes());
-    SHOAL_TRY(read(tensor, 0, rows.data(), rows.size()));
-    view = source;
-    view.op = GGML_OP_NONE;
-    std::fill(std::begin(view.src), std::end(view.src), nullptr);
-    view.view_src = nullptr;
-    view.buffer = nullptr;
-    view.extra = nullptr;
-    view.data = rows.data() + source.view_offs;
+    const size_t bytes = static_cast<size_t>(source.ne[1]) * tensor.row_bytes();
+    const auto streams = static_cast<size_t>(source.ne[3]);
+    rows.resize(streams * bytes);
+    for (size_t i = 0; i < streams; ++i) {
+        SHOAL_TRY(read(tensor, source.view_offs + i * tensor.stream_bytes(),
+                       rows.data() + i * bytes, bytes));
+    }
+    view = leaf_over(source, rows.data());
+    view.nb[3] = bytes;
     return Status::ok();
 }
 
@@ -30,45 +25,23 @@ Status view_of_copy(const ggml_tensor& source, const Delegate::Read& read,
 void cast_to_f16(const ggml_tensor& rows, const ggml_tensor& cast, std::vector<std::byte>& bytes,
                  ggml_tensor& result) {
     bytes.resize(ggml_nbytes(&cast));
-    for (int64_t head = 0; head < rows.ne[2]; ++head) {
-        for (int64_t slot = 0; slot < rows.ne[1]; ++slot) {
-            const auto* from = static_cast<const std::byte*>(rows.data) +
-                               static_cast<size_t>(slot) * rows.nb[1] +
-                               static_cast<size_t>(head) * rows.nb[2];
-            std::byte* to = bytes.data() + static_cast<size_t>(slot) * cast.nb[1] +
-                            static_cast<size_t>(head) * cast.nb[2];
-            ggml_fp32_to_fp16_row(reinterpret_cast<const float*>(from),
-                                  reinterpret_cast<ggml_fp16_t*>(to), rows.ne[0]);
-        }
+    for (int64_t row = 0; row < rows.ne[1] * rows.ne[2] * rows.ne[3]; ++row) {
+        const auto slot = static_cast<size_t>(row % rows.ne[1]);
+        const auto head = static_cast<size_t>(row / rows.ne[1] % rows.ne[2]);
+        const auto stream = static_cast<size_t>(row / rows.ne[1] / rows.ne[2]);
+        const auto* from = static_cast<const std::byte*>(rows.data) + slot * rows.nb[1] +
+                           head * rows.nb[2] + stream * rows.nb[3];
+        std::byte* to =
+            bytes.data() + slot * cast.nb[1] + head * cast.nb[2] + stream * cast.nb[3];
+        ggml_fp32_to_fp16_row(reinterpret_cast<const float*>(from),
+                              reinterpret_cast<ggml_fp16_t*>(to), rows.ne[0]);
     }
-    result = cast;
-    result.op = GGML_OP_NONE;
-    std::fill(std::begin(result.src), std::end(result.src), nullptr);
-    result.buffer = nullptr;
-    result.data = bytes.data();
+    result = leaf_over(cast, bytes.data());
 }
 
 }  // namespace
 
-Delegate::~Delegate() {
-    if (cpu_ != nullptr) ggml_backend_free(cpu_);
-}
-
-Status Delegate::open_backend(uint32_t thread_count) {
-    ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    if (cpu_ == nullptr && device != nullptr) cpu_ = ggml_backend_dev_init(device, nullptr);
-    if (cpu_ == nullptr) {
-        return Status::error(StatusCode::not_found, "delegate: ggml has no CPU backend here");
-    }
-    auto set_n_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(
-        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device),
-                                          "ggml_backend_set_n_threads"));
-    if (set_n_threads != nullptr) set_n_threads(cpu_, static_cast<int>(thread_count));
-    return Status::ok();
-}
-
 Status Delegate::attend(const ggml_tensor& op, uint32_t thread_count, const Read& read) {
-    SHOAL_TRY(open_backend(std::max(thread_count, 1U)));
     ggml_tensor node = op;
     ggml_tensor copies[2] = {};
     ggml_tensor casts[2] = {};
@@ -83,17 +56,7 @@ Status Delegate::attend(const ggml_tensor& op, uint32_t thread_count, const Read
             node.src[i + 1] = &casts[i];
         }
     }
-    const ggml_init_params params = {
-        ggml_graph_overhead_custom(kGraphNodes, false) + ggml_tensor_overhead(), nullptr, true};
-    ggml_context* context = ggml_init(params);
-    ggml_cgraph* graph = ggml_new_graph_custom(context, kGraphNodes, false);
-    ggml_graph_add_node(graph, &node);
-    const ggml_status status = ggml_backend_graph_compute(cpu_, graph);
-    ggml_free(context);
-    if (status != GGML_STATUS_SUCCESS) {
-        return Status::error(StatusCode::internal, "delegate: ggml's own attention failed");
-    }
-    return Status::ok();
+    return cpu_.compute(node, thread_count, "delegate");
 }
 
 }  // namespace shoal::llama_cpp

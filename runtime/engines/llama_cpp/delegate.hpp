@@ -8,7 +8,7 @@
 #include <functional>
 #include <vector>
 
-#include "ggml-backend.h"
+#include "cpu_backend.hpp"
 #include "ggml.h"
 #include "kv_tensor.hpp"
 #include "shoal/status.hpp"
@@ -17,11 +17,6 @@ namespace shoal::llama_cpp {
 
 class Delegate {
 public:
-    Delegate() = default;
-    ~Delegate();
-    Delegate(const Delegate&) = delete;
-    Delegate& operator=(const Delegate&) = delete;
-
     // Reads bytes of a KV tensor, as KvCache::read_bytes.
     using Read =
         std::function<Status(const KvTensor& tensor, size_t offset, std::byte* data, size_t size)>;
@@ -35,9 +30,7 @@ private:
         std::vector<std::byte> cast;  // in f16, if the op reads a cast
     };
 
-    Status open_backend(uint32_t thread_count);
-
-    ggml_backend_t cpu_ = nullptr;
+    CpuBackend cpu_;
     Source k_;
     Source v_;
 };

@@ -38,8 +38,8 @@ std::string refusal_of(const ggml_tensor& op, const ggml_tensor& operand) {
             return "flash attention is off: Shoal needs it (-fa on, or flash_attn_type = auto or "
                    "enabled)";
         case GGML_OP_ROPE:
-            return "shifting positions in the KV cache (context shift, llama_memory_seq_add) is "
-                   "not supported yet: make the context larger (-c), or clear it";
+            return "rotating keys (context shift) before the engine reserved its graphs is not "
+                   "supported";
         default:
             return fmt::format("{} over {} is not supported", ggml_op_name(op.op),
                                root_of(&operand)->name);
@@ -74,10 +74,10 @@ Status run_node(const ggml_tensor& node, KvTensor& tensor, const ggml_tensor& op
     if (node.op == GGML_OP_SET_ROWS && writes_whole_rows(node)) {
         return tensor.cache->store_rows(node);
     }
-    const std::string reason = refusal_of(node, operand);
-    // llama.cpp goes on decoding after a failed shift, over keys that were not shifted.
-    if (node.op == GGML_OP_ROPE) tensor.cache->fail_until_cleared(reason);
-    return unsupported(reason);
+    if (node.op == GGML_OP_ROPE && tensor.cache->has_session()) {
+        return tensor.cache->shift_keys(node, tensor);
+    }
+    return unsupported(refusal_of(node, operand));
 }
 
 }  // namespace

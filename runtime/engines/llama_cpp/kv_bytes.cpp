@@ -10,7 +10,7 @@ namespace shoal::llama_cpp {
 namespace {
 
 // Rows per call: enough that a call costs nothing beside its copying, few enough for a small list.
-constexpr uint32_t kRunMax = 4096;
+constexpr size_t kRunMax = 4096;
 
 // The stored tensor as the session sees its rows. They are dense, so any split of a row into heads
 // has the same strides.
@@ -41,8 +41,8 @@ Status no_session() {
 
 }  // namespace
 
-// Calls do_part(offset in the row, bytes) for parts of rows and do_run(first slot, rows) for whole
-// ones, in order.
+// Calls do_part(offset in the row, bytes, done) for parts of rows and do_run(done) for whole ones,
+// in order, each after run_stream_ and run_slots_ were set.
 template <typename Part, typename Run>
 Status KvCache::for_each_run(const KvTensor& tensor, size_t offset, size_t size, Part do_part,
                              Run do_run) {
@@ -50,36 +50,42 @@ Status KvCache::for_each_run(const KvTensor& tensor, size_t offset, size_t size,
     size_t done = 0;
     while (done < size) {
         const size_t at = offset + done;
-        const auto slot = static_cast<uint32_t>(at / row);
+        const size_t slot = at / row % tensor.slot_count();
         const size_t in_row = at % row;
+        run_stream_ = static_cast<uint32_t>(at / tensor.stream_bytes());
         if (in_row != 0 || size - done < row) {
             const size_t bytes = std::min(row - in_row, size - done);
-            SHOAL_TRY(do_part(slot, in_row, bytes, done));
+            run_slots_.assign(1, static_cast<int64_t>(slot));
+            SHOAL_TRY(do_part(in_row, bytes, done));
             done += bytes;
         } else {
-            const auto rows =
-                static_cast<uint32_t>(std::min<size_t>((size - done) / row, kRunMax));
+            const size_t rows =
+                std::min({(size - done) / row, kRunMax, tensor.slot_count() - slot});
             run_slots_.resize(rows);
             std::iota(run_slots_.begin(), run_slots_.end(), static_cast<int64_t>(slot));
-            SHOAL_TRY(do_run(rows, done));
+            SHOAL_TRY(do_run(done));
             done += rows * row;
         }
     }
     return Status::ok();
 }
 
-Status KvCache::put_run(const KvTensor& tensor, const std::byte* data) {
+ConstTensor KvCache::run_rows(const KvTensor& tensor, const std::byte* data) const {
     const LayerShape shape = shape_of(tensor.layer);
     const bool is_k = tensor.part == Session::Part::k;
-    const ConstTensor rows =
-        dense_rows(data, static_cast<uint32_t>(run_slots_.size()), stored_dtype(tensor),
-                   shape.kv_head_count, is_k ? shape.k_head_dim : shape.v_head_dim);
-    return session_->put(LayerId{tensor.layer}, store_, run_slots_, is_k ? rows : ConstTensor{},
-                         is_k ? ConstTensor{} : rows);
+    return dense_rows(data, static_cast<uint32_t>(run_slots_.size()), stored_dtype(tensor),
+                      shape.kv_head_count, is_k ? shape.k_head_dim : shape.v_head_dim);
+}
+
+Status KvCache::put_run(const KvTensor& tensor, const std::byte* data) {
+    const bool is_k = tensor.part == Session::Part::k;
+    const ConstTensor rows = run_rows(tensor, data);
+    return session_->put(LayerId{tensor.layer}, stores_[run_stream_], run_slots_,
+                         is_k ? rows : ConstTensor{}, is_k ? ConstTensor{} : rows);
 }
 
 Status KvCache::read_run(const KvTensor& tensor, std::byte* data) {
-    return session_->read(LayerId{tensor.layer}, store_, run_slots_, tensor.part,
+    return session_->read(LayerId{tensor.layer}, stores_[run_stream_], run_slots_, tensor.part,
                           {data, run_slots_.size() * tensor.row_bytes()});
 }
 
@@ -90,13 +96,12 @@ Status KvCache::write_bytes(const KvTensor& tensor, size_t offset, const std::by
     row_.resize(tensor.row_bytes());
     return for_each_run(
         tensor, offset, size,
-        [&](uint32_t slot, size_t in_row, size_t bytes, size_t done) -> Status {
-            run_slots_.assign(1, slot);
+        [&](size_t in_row, size_t bytes, size_t done) -> Status {
             SHOAL_TRY(read_run(tensor, row_.data()));
             std::memcpy(row_.data() + in_row, data + done, bytes);
             return put_run(tensor, row_.data());
         },
-        [&](uint32_t, size_t done) { return put_run(tensor, data + done); });
+        [&](size_t done) { return put_run(tensor, data + done); });
 }
 
 Status KvCache::read_bytes(const KvTensor& tensor, size_t offset, std::byte* data, size_t size) {
@@ -104,13 +109,12 @@ Status KvCache::read_bytes(const KvTensor& tensor, size_t offset, std::byte* dat
     row_.resize(tensor.row_bytes());
     return for_each_run(
         tensor, offset, size,
-        [&](uint32_t slot, size_t in_row, size_t bytes, size_t done) -> Status {
-            run_slots_.assign(1, slot);
+        [&](size_t in_row, size_t bytes, size_t done) -> Status {
             SHOAL_TRY(read_run(tensor, row_.data()));
             std::memcpy(data + done, row_.data() + in_row, bytes);
             return Status::ok();
         },
-        [&](uint32_t, size_t done) { return read_run(tensor, data + done); });
+        [&](size_t done) { return read_run(tensor, data + done); });
 }
 
 }  // namespace shoal::llama_cpp

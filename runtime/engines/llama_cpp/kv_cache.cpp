@@ -8,7 +8,6 @@
 #include <mutex>
 #include <utility>
 
-#include "attention_op.hpp"
 #include "buffer.hpp"
 #include "ggml-backend.h"
 #include "log.hpp"
@@ -109,11 +108,6 @@ Status KvCache::adopt(ggml_tensor& tensor) {
             "{}: cache type {} is not supported: use f16, bf16 or f32 (-ctk, -ctv)", tensor.name,
             ggml_type_name(tensor.type)));
     }
-    if (tensor.ne[2] != 1 || tensor.ne[3] != 1) {
-        return unsupported(fmt::format(
-            "{}: {} streams: more than one sequence needs a unified cache (-kvu, kv_unified = "
-            "true)", tensor.name, tensor.ne[2] * tensor.ne[3]));
-    }
     if (layers_.size() <= name->layer) layers_.resize(name->layer + 1);
     Layer& layer = layers_[name->layer];
     std::unique_ptr<KvTensor>& held = name->part == Session::Part::k ? layer.k : layer.v;
@@ -149,7 +143,7 @@ void KvCache::observe_attention(const ggml_tensor& op) {
             scale, q_head_count_, attention_scale_));
     }
     layers_[attention.tensor().layer].shape = shape;
-    queries_max_ = std::max(queries_max_, static_cast<uint32_t>(attention.q->ne[1]));
+    queries_max_ = std::max(queries_max_, attention.query_count());
 }
 
 std::string KvCache::missing_reason() const {
@@ -203,7 +197,7 @@ Status KvCache::create_session() {
     if (!config) return config.status();
 
     SessionOptions options;
-    options.store_count_max = 1;
+    options.store_count_max = layers_[0].k->stream_count();
     options.slots_per_store = layers_[0].k->slot_count();
     options.queries_per_step_max = queries_max_;
     options.model_fingerprint = next_model();
@@ -213,10 +207,12 @@ Status KvCache::create_session() {
 
     Result<std::unique_ptr<Session>> session = Session::create(*config, *shape, options);
     if (!session) return session.status();
-    Result<StoreId> store = (*session)->open();
-    if (!store) return store.status();
+    for (uint32_t stream = 0; stream < options.store_count_max; ++stream) {
+        Result<StoreId> store = (*session)->open();
+        if (!store) return store.status();
+        stores_.push_back(*store);
+    }
     session_ = std::move(*session);
-    store_ = *store;
     log_line(LogLevel::info, describe());
     // A device sees its own layers only: whether layers follow these elsewhere is not visible.
     const std::string others = other_offload_devices();
@@ -242,6 +238,8 @@ std::string KvCache::describe() const {
         std::strcmp(k_type, v_type) == 0 ? k_type : fmt::format("{} and {}", k_type, v_type);
     const std::string heads =
         uniform ? fmt::format("{} KV heads x {}, ", first.kv_head_count, first.k_head_dim) : "";
+    std::string tokens = with_thousands(layers_[0].k->slot_count());
+    if (stores_.size() > 1) tokens = fmt::format("{} x {}", stores_.size(), tokens);
     std::string executor = "own threads (oneTBB): the engine has no OpenMP";
     if (omp_ != nullptr) {
         const uint32_t threads = omp_->engine_thread_count();
@@ -250,7 +248,7 @@ std::string KvCache::describe() const {
     }
     return fmt::format(
         "holding the KV cache of {} layers ({}{}), up to {} tokens, {:.0f} MiB; {}; executor: {}",
-        layers_.size(), heads, type, with_thousands(layers_[0].k->slot_count()),
+        layers_.size(), heads, type, tokens,
         static_cast<double>(bytes) / (1 << 20), policy_text(session_->config()), executor);
 }
 
@@ -263,7 +261,8 @@ Status KvCache::clear() {
     failure_.clear();
     if (!has_session()) return Status::ok();
     abandon_step();
-    return session_->clear(store_);
+    for (const StoreId store : stores_) SHOAL_TRY(session_->clear(store));
+    return Status::ok();
 }
 
 void KvCache::fail_until_cleared(const std::string& reason) {

@@ -11,9 +11,12 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "attention_op.hpp"
+#include "cpu_backend.hpp"
 #include "delegate.hpp"
 #include "ggml.h"
 #include "kv_tensor.hpp"
@@ -54,11 +57,16 @@ public:
     Status store_rows(const ggml_tensor& op);
     Status attend(const ggml_tensor& op);
     Status finish_split();
+    // A ROPE op over keys of this cache: the engine moves tokens to other positions.
+    Status shift_keys(const ggml_tensor& op, const KvTensor& tensor);
 
     // Bytes [offset, offset + size) of a tensor, read and written as the engine saves and restores
     // states. Ranges need not be whole rows.
     Status write_bytes(const KvTensor& tensor, size_t offset, const std::byte* data, size_t size);
     Status read_bytes(const KvTensor& tensor, size_t offset, std::byte* data, size_t size);
+    // Copies a whole stream of a tensor into another of the same tensor, both given as views. False
+    // when `from` and `to` are anything else: nothing was done.
+    bool copy_stream(const ggml_tensor& from, const ggml_tensor& to, Status& status);
     // Forgets everything, a failure included.
     Status clear();
 
@@ -84,17 +92,22 @@ private:
     std::string missing_reason() const;
     Result<ModelShape> model_shape() const;
     Status begin_step(uint32_t layer, Session::Part part, const ggml_tensor& slots);
+    // Cuts the engine's slot numbers, which run through all streams, by stream.
+    Status place_tokens(std::span<const int64_t> numbers);
     // Ends a step whose graph was not completed (an error, an abort).
     void abandon_step();
     Status append_pending();
-    Status read_mask(const ggml_tensor& mask, uint32_t query_count, uint32_t slot_count);
+    Status read_mask(const AttentionOp& attention);
     Status attend_here(const ggml_tensor& op);
     template <typename Part, typename Run>
     Status for_each_run(const KvTensor& tensor, size_t offset, size_t size, Part do_part,
                         Run do_run);
-    // Rows run_slots_ of a tensor.
+    // Rows run_slots_ of stream run_stream_ of a tensor.
+    ConstTensor run_rows(const KvTensor& tensor, const std::byte* data) const;
     Status put_run(const KvTensor& tensor, const std::byte* data);
     Status read_run(const KvTensor& tensor, std::byte* data);
+    Status rotate_stream(const ggml_tensor& op, const KvTensor& tensor, uint32_t stream);
+    Status rotate_run(const ggml_tensor& op, const KvTensor& tensor);
     LayerShape shape_of(uint32_t layer) const { return *layers_[layer].shape; }
 
     std::vector<Layer> layers_;
@@ -106,16 +119,21 @@ private:
 
     std::unique_ptr<OmpExecutor> omp_;  // outlives the session that uses it
     std::unique_ptr<Session> session_;
-    StoreId store_;
+    std::vector<StoreId> stores_;  // one per stream
     uint32_t engine_threads_ = 1;
     Delegate delegate_;
+    CpuBackend cpu_;  // rotates keys
 
     // The step under way.
     bool in_step_ = false;
     uint64_t step_number_ = 0;
     uint32_t step_layer_ = 0;           // layer of the last SET_ROWS
     bool step_has_part_[2] = {};        // parts of step_layer_ that were written
-    std::vector<int64_t> step_slots_;
+    std::vector<int64_t> step_numbers_;  // as the engine gave them: stream x slots + slot
+    std::vector<int64_t> step_slots_;    // each in its stream
+    uint32_t step_stream_first_ = 0;
+    std::vector<StoreId> step_stores_;   // of consecutive streams
+    std::vector<uint32_t> step_offsets_;  // CSR: tokens of each
     const ggml_tensor* pending_k_ = nullptr;  // rows of step_layer_, not yet appended
     const ggml_tensor* pending_v_ = nullptr;
 
@@ -124,10 +142,13 @@ private:
     uint64_t mask_step_ = 0;
     uint64_t mask_version_ = 0;
     MaskRanges mask_ranges_;
-    uint32_t mask_query_offsets_[2] = {0, 0};
+    std::vector<uint32_t> mask_query_offsets_;
 
     std::vector<std::byte> row_;         // one row, for partial writes and reads
-    std::vector<int64_t> run_slots_;     // slots of the run that is put or read
+    uint32_t run_stream_ = 0;
+    std::vector<int64_t> run_slots_;     // slots of the run that is put, read or rotated
+    std::vector<int32_t> run_shifts_;    // of run_slots_
+    std::vector<std::byte> run_keys_;
 };
 
 }  // namespace shoal::llama_cpp

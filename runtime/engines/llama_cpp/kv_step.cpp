@@ -1,9 +1,8 @@
 // The step of a KvCache: ops of the engine's graph become calls of the session.
 #include <fmt/format.h>
 
-#include <cstring>
+#include <algorithm>
 
-#include "attention_op.hpp"
 #include "kv_cache.hpp"
 #include "log.hpp"
 #include "settings.hpp"
@@ -62,27 +61,54 @@ void KvCache::abandon_step() {
     if (!status) log_line(LogLevel::debug, status.message());
 }
 
+Status KvCache::place_tokens(std::span<const int64_t> numbers) {
+    const auto slot_count = static_cast<int64_t>(layers_[0].k->slot_count());
+    step_numbers_.assign(numbers.begin(), numbers.end());
+    step_slots_.clear();
+    step_stores_.clear();
+    step_offsets_.clear();
+    int64_t last = 0;
+    for (size_t i = 0; i < numbers.size(); ++i) {
+        const int64_t stream = numbers[i] / slot_count;
+        const bool starts = i == 0 || stream != last;
+        if (numbers[i] < 0 || static_cast<size_t>(stream) >= stores_.size() ||
+            (starts && i != 0 && stream != last + 1)) {
+            return unsupported(fmt::format(
+                "slot number {}: of {} streams with {} slots, one after the other", numbers[i],
+                stores_.size(), slot_count));
+        }
+        if (i == 0) step_stream_first_ = static_cast<uint32_t>(stream);
+        if (starts) {
+            step_stores_.push_back(stores_[static_cast<size_t>(stream)]);
+            step_offsets_.push_back(static_cast<uint32_t>(i));
+        }
+        step_slots_.push_back(numbers[i] % slot_count);
+        last = stream;
+    }
+    step_offsets_.push_back(static_cast<uint32_t>(numbers.size()));
+    return Status::ok();
+}
+
 Status KvCache::begin_step(uint32_t layer, Session::Part part, const ggml_tensor& slots) {
-    const auto count = static_cast<size_t>(slots.ne[0]);
-    const auto* numbers = static_cast<const int64_t*>(slots.data);
+    const std::span numbers(static_cast<const int64_t*>(slots.data),
+                            static_cast<size_t>(slots.ne[0]));
     const auto index = static_cast<size_t>(part);
     const bool continues = in_step_ && (layer > step_layer_ ||
                                         (layer == step_layer_ && !step_has_part_[index]));
     if (!continues) {
         abandon_step();
-        step_slots_.assign(numbers, numbers + count);
-        const uint32_t offsets[2] = {0, static_cast<uint32_t>(count)};
+        SHOAL_TRY(place_tokens(numbers));
         StepInput input;
-        input.stores = {&store_, 1};
-        input.token_offsets = offsets;
+        input.stores = step_stores_;
+        input.token_offsets = step_offsets_;
         input.slots = step_slots_;
         SHOAL_TRY(session_->begin_step(input));
         in_step_ = true;
         ++step_number_;
         step_layer_ = layer;
         step_has_part_[0] = step_has_part_[1] = false;
-    } else if (count != step_slots_.size() ||
-               std::memcmp(numbers, step_slots_.data(), count * sizeof(int64_t)) != 0) {
+    } else if (!std::equal(numbers.begin(), numbers.end(), step_numbers_.begin(),
+                           step_numbers_.end())) {
         return unsupported(fmt::format("layer {} writes other slots than the layers before it: "
                                        "not supported", layer));
     }
@@ -123,14 +149,24 @@ Status KvCache::finish_split() {
     return append_pending();
 }
 
-Status KvCache::read_mask(const ggml_tensor& mask, uint32_t query_count, uint32_t slot_count) {
+Status KvCache::read_mask(const AttentionOp& attention) {
+    const ggml_tensor& mask = *attention.mask;
     if (mask_step_ == step_number_ && mask_data_ == mask.data) return Status::ok();
-    if (!mask_to_ranges(static_cast<const uint16_t*>(mask.data), mask.nb[1] / sizeof(uint16_t),
-                        query_count, slot_count, mask_ranges_)) {
+    MaskView view;
+    view.data = static_cast<const uint16_t*>(mask.data);
+    view.row_stride = mask.nb[1] / sizeof(uint16_t);
+    view.stream_stride = mask.nb[3] / sizeof(uint16_t);
+    view.stream_count = attention.stream_count();
+    view.queries_per_stream = attention.queries_per_stream();
+    view.slot_count = static_cast<uint32_t>(attention.k->ne[1]);
+    if (!mask_to_ranges(view, mask_ranges_)) {
         return unsupported("the attention mask holds values other than 0 and -inf (a bias): not "
                            "supported");
     }
-    mask_query_offsets_[1] = query_count;
+    mask_query_offsets_.clear();
+    for (uint32_t stream = 0; stream <= view.stream_count; ++stream) {
+        mask_query_offsets_.push_back(stream * view.queries_per_stream);
+    }
     mask_step_ = step_number_;
     mask_data_ = mask.data;
     ++mask_version_;
@@ -146,6 +182,13 @@ Status KvCache::attend(const ggml_tensor& op) {
     if (!in_step_ || layer != step_layer_) {
         return unsupported(fmt::format("layer {} attends without having written rows in this step: "
                                        "layers that share a cache are not supported", layer));
+    }
+    if (attention.stream_first() != step_stream_first_ ||
+        attention.stream_count() != step_stores_.size()) {
+        return unsupported(fmt::format("layer {} attends in {} streams from {} on, {} from {} on "
+                                       "were written: not supported", layer,
+                                       attention.stream_count(), attention.stream_first(),
+                                       step_stores_.size(), step_stream_first_));
     }
     if (delegate_on()) {
         const auto read = [this](const KvTensor& tensor, size_t offset, std::byte* data,
@@ -165,7 +208,7 @@ Status KvCache::attend_here(const ggml_tensor& op) {
     ConstTensor q;
     q.data = static_cast<const std::byte*>(attention.q->data);
     q.dtype = DType::f32;
-    q.n = static_cast<uint32_t>(attention.q->ne[1]);
+    q.n = attention.query_count();
     q.heads = q_head_count_;
     q.head_dim = shape.k_head_dim;
     q.n_stride_bytes = attention.q->nb[1];
@@ -179,7 +222,7 @@ Status KvCache::attend_here(const ggml_tensor& op) {
     out.n_stride_bytes = op.nb[2];
     out.head_stride_bytes = op.nb[1];
 
-    SHOAL_TRY(read_mask(*attention.mask, q.n, static_cast<uint32_t>(attention.k->ne[1])));
+    SHOAL_TRY(read_mask(attention));
     Visibility visibility;
     visibility.query_offsets = mask_query_offsets_;
     visibility.range_offsets = mask_ranges_.offsets;

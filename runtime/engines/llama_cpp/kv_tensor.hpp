@@ -16,10 +16,12 @@ struct KvTensor {
     KvCache* cache = nullptr;
     uint32_t layer = 0;
     Session::Part part = Session::Part::k;
-    const ggml_tensor* root = nullptr;  // [row elements, slots, 1]
+    const ggml_tensor* root = nullptr;  // [row elements, slots, streams]
 
     size_t row_bytes() const { return root->nb[1]; }
-    uint32_t slot_count() const { return static_cast<uint32_t>(root->ne[1]); }
+    uint32_t slot_count() const { return static_cast<uint32_t>(root->ne[1]); }  // of a stream
+    uint32_t stream_count() const { return static_cast<uint32_t>(root->ne[2]); }
+    size_t stream_bytes() const { return root->nb[2]; }
 };
 
 struct KvTensorName {

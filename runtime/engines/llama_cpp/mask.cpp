@@ -54,14 +54,17 @@ bool append_row(const uint16_t* row, uint32_t slot_count, std::vector<SlotRange>
 
 }  // namespace
 
-bool mask_to_ranges(const uint16_t* mask, size_t row_stride, uint32_t query_count,
-                    uint32_t slot_count, MaskRanges& ranges) {
+bool mask_to_ranges(const MaskView& mask, MaskRanges& ranges) {
     ranges.offsets.clear();
     ranges.ranges.clear();
     ranges.offsets.push_back(0);
-    for (uint32_t query = 0; query < query_count; ++query) {
-        if (!append_row(mask + query * row_stride, slot_count, ranges.ranges)) return false;
-        ranges.offsets.push_back(static_cast<uint32_t>(ranges.ranges.size()));
+    for (uint32_t stream = 0; stream < mask.stream_count; ++stream) {
+        for (uint32_t query = 0; query < mask.queries_per_stream; ++query) {
+            const uint16_t* row =
+                mask.data + stream * mask.stream_stride + query * mask.row_stride;
+            if (!append_row(row, mask.slot_count, ranges.ranges)) return false;
+            ranges.offsets.push_back(static_cast<uint32_t>(ranges.ranges.size()));
+        }
     }
     return true;
 }

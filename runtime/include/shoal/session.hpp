@@ -93,6 +93,10 @@ public:
                                    const SessionOptions& options);
 
     Result<StoreId> open();
+    // Opens a store that holds what `store` holds and answers as it would, bit for bit. Rows are
+    // shared until one of the two writes near them (64 KiB at a time); labels and order are
+    // copied.
+    Result<StoreId> fork(StoreId store);
     Status close(StoreId store);
     // Forgets everything in the store: as just opened.
     Status clear(StoreId store);
@@ -110,11 +114,18 @@ public:
     // Writes rows outside a step (state restore): slots of one store, with new stamps in order.
     Status put(LayerId layer, StoreId store, std::span<const int64_t> slots, const ConstTensor& k,
                const ConstTensor& v, StreamRef stream = {});
+    // Writes rows again that hold the same tokens (rotated keys): as put(), but the slots, which
+    // must have been written, keep their stamps, and no statistics are taken.
+    Status replace(LayerId layer, StoreId store, std::span<const int64_t> slots,
+                   const ConstTensor& k, const ConstTensor& v, StreamRef stream = {});
     // Reads rows back in the stored dtype: out is [slots, kv_head_count, head_dim], dense.
     // Slots never written read as zero.
     enum class Part : uint8_t { k, v };
     Status read(LayerId layer, StoreId store, std::span<const int64_t> slots, Part part,
                 std::span<std::byte> out) const;
+    // Makes one part of a layer in `to` what it is in `from`: rows that `from` lacks are forgotten.
+    // Stamps come with the keys of the first layer. Outside a step.
+    Status copy(LayerId layer, Part part, StoreId from, StoreId to);
 
     // q: [query_count, q_head_count, k_head_dim] f32, post-RoPE; out: [query_count, q_head_count,
     // v_head_dim]. lse: [query_count, q_head_count] natural log of the sum of exp over the
@@ -123,8 +134,8 @@ public:
     Status attend(LayerId layer, const ConstTensor& q, const Visibility& visibility,
                   const Tensor& out, float* lse = nullptr, StreamRef stream = {});
 
-    // Slots that the last sparse attend of this layer attended for one query and KV head,
-    // ascending: safety set and selection. For tests and tools.
+    // Slots, of the query's store, that the last sparse attend of this layer attended for one
+    // query (row of q) and KV head, ascending: safety set and selection. For tests and tools.
     std::vector<uint32_t> attended_slots(LayerId layer, uint32_t query, uint32_t kv_head) const;
 
     // Changes the policy between steps: selector.kind, selector.combine, budget.*, safety.*,

@@ -1,0 +1,68 @@
+// Sequences in shared and separate stores under random operations: append, decode, share, fork,
+// copy, remove, shift, truncate, save and restore, against a plain model.
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+
+#include "tests/runtime/random_operations.hpp"
+
+namespace shoal {
+namespace {
+
+using testing::RandomOperations;
+
+// Channels that one session learnt, for those that start with some.
+std::string make_profile() {
+    const std::string path = ::testing::TempDir() + "shoal_operations_" +
+                             std::to_string(getpid()) + ".profile";
+    testing::Driver driver(RandomOperations::config(), RandomOperations::shape(), 512);
+    driver.step(300);
+    EXPECT_TRUE(driver.session().write_profile(path, "random rows"));
+    return path;
+}
+
+// One run in four learns its channels on the way; in every other one, values name their sequence.
+void run_seeds(uint64_t first, uint64_t count, uint32_t operations) {
+    std::printf("%u operations, seeds %llu to %llu\n", operations,
+                static_cast<unsigned long long>(first),
+                static_cast<unsigned long long>(first + count - 1));
+    const std::string profile = make_profile();
+    RandomOperations::Counts counts;
+    for (uint64_t seed = first; seed < first + count && !::testing::Test::HasFailure(); ++seed) {
+        SCOPED_TRACE("seed " + std::to_string(seed));
+        RandomOperations run(seed, seed % 4 == 0 ? "" : profile, seed % 2 == 1);
+        run.run(operations);
+        run.add_to(counts);
+    }
+    std::filesystem::remove(profile);
+    std::printf("%llu steps, %llu answers compared, %llu channels of others empty; forks %llu, "
+                "copies %llu, shifts %llu, restores %llu\n",
+                static_cast<unsigned long long>(counts.steps),
+                static_cast<unsigned long long>(counts.answers),
+                static_cast<unsigned long long>(counts.zeros),
+                static_cast<unsigned long long>(counts.forks),
+                static_cast<unsigned long long>(counts.copies),
+                static_cast<unsigned long long>(counts.shifts),
+                static_cast<unsigned long long>(counts.restores));
+    const uint64_t least = count * operations / 200;
+    EXPECT_GT(counts.stats.queries_sparse, 20 * least);
+    EXPECT_GT(counts.stats.queries_exact, 20 * least);
+    EXPECT_GT(counts.zeros, 1000 * least);
+    EXPECT_GT(counts.forks, 5 * least);
+    EXPECT_GT(counts.copies, least);
+    EXPECT_GT(counts.shifts, 2 * least);
+    EXPECT_GT(counts.restores, 2 * least);
+}
+
+TEST(RandomSessionOperations, AnswerAsThePlainModel) { run_seeds(1, 60, 200); }
+
+// 10,000 runs take 204 s: SHOAL_TEST_RUNS=10000 test_runtime --gtest_filter='LongRandomS*'
+TEST(LongRandomSessionOperations, AnswerAsThePlainModel) {
+    const char* runs = std::getenv("SHOAL_TEST_RUNS");
+    run_seeds(10'000, runs != nullptr ? std::strtoull(runs, nullptr, 10) : 1'500, 200);
+}
+
+}  // namespace
+}  // namespace shoal
