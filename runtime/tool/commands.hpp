@@ -20,5 +20,6 @@ void add_selfcheck(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
 void add_config(CLI::App& app, Action& action);
 void add_doctor(CLI::App& app, Action& action);
+void add_completions(CLI::App& app, Action& action);
 
 }  // namespace shoal::tool

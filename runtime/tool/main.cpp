@@ -69,6 +69,7 @@ int run_tool(int argc, char** argv) {
     add_bench(app, action);
     add_config(app, action);
     add_doctor(app, action);
+    add_completions(app, action);
     const std::vector<std::string> arguments = expand_short_flags(argc, argv);
     std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
     try {
