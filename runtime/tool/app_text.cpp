@@ -22,6 +22,7 @@ OptionText read_option(const CLI::Option& option) {
     for (const std::string& name : option.get_lnames()) text.names.push_back("--" + name);
     text.description = option.get_description();
     if (option.get_items_expected_max() > 0) text.value = option.get_type_name();
+    text.default_value = option.get_default_str();
     if (option.get_lnames().empty()) return text;
     const ConfigKey* key = config_key_find(option.get_lnames().front());
     if (key == nullptr) return text;

@@ -1,4 +1,4 @@
-// What the command line offers, read from the parser itself, in the forms that shells
+// What the command line offers, read from the parser itself, in the forms that shells and man
 // want: they cannot fall behind the flags.
 #pragma once
 
@@ -14,6 +14,7 @@ struct OptionText {
     std::vector<std::string> names;    // "-m", "--model", in this order
     std::string description;
     std::string value;                 // "TEXT", "1024", or "" for a flag
+    std::string default_value;         // as --help shows it in brackets, or ""
     std::vector<std::string> choices;  // of a configuration key
     bool is_key = false;               // a configuration key: the same in every command
 };
@@ -30,5 +31,7 @@ std::vector<CommandText> read_commands(const CLI::App& app);
 std::string bash_completions(const CLI::App& app);
 std::string zsh_completions(const CLI::App& app);
 std::string fish_completions(const CLI::App& app);
+// A page of section 1, roff with the man macros.
+std::string man_page(const CLI::App& app, const std::string& version);
 
 }  // namespace shoal::tool

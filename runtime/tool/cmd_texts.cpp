@@ -1,4 +1,4 @@
-// shoal completions: the command line in the forms that shells want.
+// shoal completions, shoal man: the command line in the forms that shells and man want.
 #include <memory>
 
 #include <CLI/CLI.hpp>
@@ -7,6 +7,10 @@
 #include "runtime/tool/app_text.hpp"
 #include "runtime/tool/commands.hpp"
 #include "runtime/tool/exit.hpp"
+
+namespace shoal {
+extern const char kVersion[];
+}
 
 namespace shoal::tool {
 namespace {
@@ -31,6 +35,17 @@ void add_completions(CLI::App& app, Action& action) {
         ->type_name("bash|zsh|fish");
     command->callback([shell, &app, &action] {
         action.run = [shell, &app] { return completions_command(app, *shell); };
+    });
+}
+
+void add_man(CLI::App& app, Action& action) {
+    CLI::App* command =
+        app.add_subcommand("man", "print the manual page (shoal man | man -l -)");
+    command->callback([&app, &action] {
+        action.run = [&app] {
+            fmt::print("{}", man_page(app, kVersion));
+            return kExitOk;
+        };
     });
 }
 

@@ -1,4 +1,4 @@
-// Completion scripts offer what --help offers, no less and no more.
+// Completion scripts and the manual page offer what --help offers, no less and no more.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -113,6 +113,22 @@ TEST(ToolTexts, ZshAndFishOfferEveryOption) {
         EXPECT_EQ(shell(std::string(program) + " -n " + file + " 2>&1"), "");
     }
     EXPECT_EQ(run_tool({"completions", "tcsh"}).exit_code, 2);
+}
+
+TEST(ToolTexts, ManPageHasEveryOptionAndNoWarnings) {
+    const std::string page = run_tool({"man"}).out;
+    EXPECT_THAT(page, testing::StartsWith(".TH SHOAL 1 "));
+    const std::string file = temporary_file("shoal.1", page);
+    if (!has_program("groff")) GTEST_SKIP() << "no groff";
+    EXPECT_EQ(shell("groff -man -ww -rLL=100n -Tutf8 " + file + " 2>&1 >/dev/null"), "");
+    const std::string text =
+        shell("groff -man -rLL=200n -P -cbou -Tascii " + file + " 2>/dev/null");
+    for (const std::string& command : commands()) {
+        EXPECT_THAT(text, HasSubstr("shoal " + command));
+        for (const std::string& name : options_in_help(command)) EXPECT_THAT(text, HasSubstr(name));
+    }
+    EXPECT_THAT(text, HasSubstr("SHOAL_BUDGET_ROWS"));
+    EXPECT_THAT(text, HasSubstr("Exit codes: 0 ok"));
 }
 
 }  // namespace
