@@ -74,6 +74,8 @@ public:
     // Appends one token; returns milliseconds.
     Result<double> decode(llama_token token);
     std::span<const float> logits() const;
+    // Called after every micro-batch and token.
+    void watch(std::function<void()> watcher) { watcher_ = std::move(watcher); }
     // Forgets the tokens from `position` on.
     Status truncate(uint32_t position);
     uint32_t depth() const;
@@ -90,6 +92,7 @@ private:
     EngineOptions options_;
     ModelPtr model_;
     ContextPtr context_;
+    std::function<void()> watcher_;
 };
 
 uint32_t default_threads();

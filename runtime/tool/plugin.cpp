@@ -41,7 +41,6 @@ Status from_text(const char* error) {
     return Status::error(StatusCode::invalid_argument, error);
 }
 
-// The counters the tool shows; the rest of the object is passed on as it is.
 Stats stats_from_json(const std::string& text) {
     Stats stats;
     const auto json = nlohmann::json::parse(text, nullptr, false);
