@@ -251,6 +251,7 @@ void add_run(CLI::App& app, Action& action) {
     add_sampling_flags(*command, flags->sampling);
     add_output_flags(*command, flags->common);
     add_metrics_flag(*command, flags->exports);
+    add_trace_flag(*command, flags->exports);
     add_config_flags(*command, flags->common.config);
     command->callback([flags, &action] { action.run = [flags] { return run_command(*flags); }; });
 }

@@ -1,10 +1,12 @@
-// Files for other programs: OpenMetrics is read by a strict parser of the format.
+// Files for other programs: OpenMetrics is read by a strict parser of the format, the trace by a
+// reader that checks what Chrome's does.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
 #include <sstream>
 #include <thread>
@@ -23,6 +25,34 @@ std::string contents(const std::string& path) {
     std::ostringstream text;
     text << file.rdbuf();
     return text.str();
+}
+
+// "" or what a reader of Chrome's trace events would not show as it was meant.
+std::string trace_error(const nlohmann::json& trace) {
+    if (!trace.is_object() || !trace["traceEvents"].is_array()) return "no traceEvents";
+    std::vector<nlohmann::json> open;
+    double last = 0;
+    for (const nlohmann::json& event : trace["traceEvents"]) {
+        const double at = event.at("ts").get<double>();
+        if (at < last) return "time goes back: " + event.dump();
+        last = at;
+        if (event["ph"] == "B") {
+            open.push_back(event);
+            const std::string name = event["name"];
+            const bool top = name == "prefill" || name == "decode";
+            if (top != (open.size() == 1)) return "wrong depth: " + event.dump();
+            if (name == "step" && open.size() != 2) return "a step inside a step";
+            if (!top && name != "step" && open.size() != 3) return "not in a step: " + event.dump();
+        } else if (event["ph"] == "E") {
+            if (open.empty() || open.back()["name"] != event["name"]) {
+                return "ends another: " + event.dump();
+            }
+            open.pop_back();
+        } else {
+            return "unknown phase: " + event.dump();
+        }
+    }
+    return open.empty() ? "" : "not ended: " + open.back().dump();
 }
 
 class ToolExports : public ::testing::Test {
@@ -71,8 +101,34 @@ TEST_F(ToolExports, MetricsAreWholeAtEveryMoment) {
     EXPECT_FALSE(std::filesystem::exists(path + ".new"));
 }
 
+TEST_F(ToolExports, TraceIsNestedAndOrdered) {
+    const std::string path = temporary_file("trace.json", "");
+    const Outcome outcome = run({"-f", text_of(1500), "-n", "5", "--trace", path});
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    EXPECT_EQ(outcome.err, "");
+    const nlohmann::json trace = nlohmann::json::parse(contents(path), nullptr, false);
+    ASSERT_EQ(trace_error(trace), "");
+    std::map<std::string, int> count;
+    std::set<int> attended;
+    for (const nlohmann::json& event : trace["traceEvents"]) {
+        if (event["ph"] != "B") continue;
+        count[event["name"]]++;
+        if (event["name"] == "attend") attended.insert(event["args"]["layer"].get<int>());
+    }
+    const nlohmann::json stats = outcome.json()["stats"];
+    EXPECT_EQ(count["decode"], 4) << "the last token is not decoded again";
+    EXPECT_EQ(count["prefill"], 1);
+    EXPECT_EQ(count["step"], stats["steps"].get<int>());
+    EXPECT_EQ(attended.size(), 30U);
+    EXPECT_EQ(count["exact"], 30);
+    EXPECT_EQ(count["append"], 5 * 30);
+    EXPECT_EQ(count["attend"], 4 * 30);
+    EXPECT_EQ(count["score"], stats["queries_sparse"].get<int>());
+    EXPECT_EQ(count["select"], count["score"]);
+}
+
 TEST_F(ToolExports, BadPathsAreSaidBeforeTheWork) {
-    for (const char* flag : {"--metrics"}) {
+    for (const char* flag : {"--metrics", "--trace"}) {
         const Outcome outcome = run({"-p", "x", "-n", "1", flag, "/nonexistent/file"});
         EXPECT_EQ(outcome.exit_code, 2);
         EXPECT_EQ(outcome.out, "");
