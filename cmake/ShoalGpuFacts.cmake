@@ -6,4 +6,5 @@ add_library(shoal_gpu_facts STATIC ${gpu_facts_sources})
 target_include_directories(shoal_gpu_facts PUBLIC "${PROJECT_SOURCE_DIR}")
 target_link_libraries(shoal_gpu_facts PUBLIC shoal_kernels PRIVATE shoal_flags ${CMAKE_DL_LIBS})
 
-shoal_test(gpu_facts BUDGET 2 LONG_BUDGET 2 LINK shoal_gpu_facts nlohmann_json::nlohmann_json)
+shoal_test(gpu_facts BUDGET 2 LONG_BUDGET 4 LINK shoal_gpu_facts nlohmann_json::nlohmann_json
+    THREADED "RegisteredMemory*:PartWriteBack*:PartLink*")

@@ -39,7 +39,8 @@ function(shoal_test folder)
     target_compile_options(${target} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1>)
     target_link_libraries(${target} PRIVATE ${arg_LINK} GTest::gmock GTest::gtest_main
         Threads::Threads ${CMAKE_DL_LIBS} shoal_flags)
-    set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")
+    set_target_properties(${target} PROPERTIES SHOAL_IS_TEST ON
+        RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")
     if(arg_DEPENDS)
         add_dependencies(${target} ${arg_DEPENDS})
     endif()
@@ -75,7 +76,7 @@ set(test_data
     "SHOAL_TEST_PROFILE=\"${PROJECT_SOURCE_DIR}/examples/smollm2-135m.profile\""
     "SHOAL_TEST_LLAMA_BIN_DIR=\"${llama_build_dir}/bin\"")
 if(SHOAL_HAVE_PLUGIN)
-    shoal_test(engines BUDGET 3 LONG_BUDGET 4 LINK shoal llama_cpp::host llama_cpp::plugin
+    shoal_test(engines BUDGET 4 LONG_BUDGET 4 LINK shoal llama_cpp::host llama_cpp::plugin
         fmt::fmt nlohmann_json::nlohmann_json DEPENDS ggml-shoal
         DEFINE ${test_data} "SHOAL_TEST_PLUGIN=\"$<TARGET_FILE:ggml-shoal>\""
         UNSANITIZED "Types/*/f32" "Types/*/bf16" "*AsCloseToStock*" "*SparseAlone*"

@@ -1,7 +1,5 @@
 #include "runtime/query_view.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <numeric>
 
@@ -58,21 +56,13 @@ void QueryView::use(std::byte* memory, uint32_t slot_count_max) {
     safety_.reserve(1024);
 }
 
-std::string QueryView::prepare(std::span<const SlotRange> ranges, const SlotOrder& order,
-                               const Config::Safety& safety) {
+void QueryView::prepare(std::span<const SlotRange> ranges, const SlotOrder& order,
+                        const Config::Safety& safety) {
     uint32_t last_end = 0;
     visible_count_ = 0;
     for (const SlotRange& range : ranges) {
-        if (range.begin >= range.end || range.begin < last_end) {
-            return fmt::format(
-                "visibility.ranges: [{}, {}): must be ascending, disjoint and not empty",
-                range.begin, range.end);
-        }
-        if (range.end > order.slot_end()) {
-            return fmt::format(
-                "visibility.ranges: [{}, {}): slots from {} on were never written in this store",
-                range.begin, range.end, order.slot_end());
-        }
+        SHOAL_ASSERT(range.begin < range.end && range.begin >= last_end &&
+                     range.end <= order.slot_end());
         last_end = range.end;
         visible_count_ += range.end - range.begin;
     }
@@ -97,7 +87,6 @@ std::string QueryView::prepare(std::span<const SlotRange> ranges, const SlotOrde
         masks[slot / kSpanSlots].selectable[slot % kSpanSlots / 64] &=
             ~(uint64_t{1} << (slot % 64));
     }
-    return "";
 }
 
 kernels::SlotList QueryView::visible() const {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <span>
-#include <string>
 #include <vector>
 
 #include "kernels/views.hpp"
@@ -18,10 +17,9 @@ public:
     // Where that memory lies, 64 B aligned; it must outlive the view. Before prepare().
     void use(std::byte* memory, uint32_t slot_count_max);
 
-    // Checks the ranges (ascending, disjoint, inside the store, written) and derives the rest.
-    // Returns a sentence that names the field and value, or "".
-    std::string prepare(std::span<const SlotRange> ranges, const SlotOrder& order,
-                        const Config::Safety& safety);
+    // `ranges`: ascending, disjoint, none empty, inside the store: checked by the step before.
+    void prepare(std::span<const SlotRange> ranges, const SlotOrder& order,
+                 const Config::Safety& safety);
 
     uint32_t visible_count() const { return visible_count_; }
     std::span<const SlotRange> ranges() const { return ranges_; }

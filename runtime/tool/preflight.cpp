@@ -319,7 +319,7 @@ Status check_memory(const MemoryPlan& plan, const ModelFile& model, uint32_t tok
     return Status::error(
         StatusCode::out_of_memory,
         fmt::format("-c {}: needs {} for the KV cache and {} for the model; this machine offers "
-                    "{}. Largest context that fits: {} tokens",
+                    "{}, or host.kv_bytes allows no more. Largest context that fits: {} tokens",
                     tokens, bytes_text(plan.total_bytes), bytes_text(model.file_bytes),
                     bytes_text(plan.available_bytes),
                     grouped(context_that_fits(plan, model, tokens))));

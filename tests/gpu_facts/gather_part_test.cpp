@@ -6,7 +6,7 @@
 namespace shoal::gpu {
 namespace {
 
-TEST(PartGather, RunsWholeAndEveryCheckPasses) {
+TEST(SHOAL_LONG_IF_SANITIZED(PartGather), RunsWholeAndEveryCheckPasses) {
     const test::PartRun run = test::run_part(Part::gather, run_gather);
     using Names = std::set<std::string>;
     for (const std::string way : {"gather by loads", "gather by bulk copies"}) {

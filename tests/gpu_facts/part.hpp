@@ -16,6 +16,13 @@
 #include "bench/gpu/parts.hpp"
 #include "bench/gpu/reference.hpp"
 
+// With a sanitizer a switch of fibers takes twenty times as long: such a suite runs apart there.
+#ifdef SHOAL_SANITIZED
+#define SHOAL_LONG_IF_SANITIZED(suite) Long##suite
+#else
+#define SHOAL_LONG_IF_SANITIZED(suite) suite
+#endif
+
 namespace shoal::gpu::test {
 
 struct PartRun {

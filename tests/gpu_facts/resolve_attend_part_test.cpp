@@ -6,7 +6,7 @@
 namespace shoal::gpu {
 namespace {
 
-TEST(PartResolveAttend, RunsWholeAndEveryCheckPasses) {
+TEST(SHOAL_LONG_IF_SANITIZED(PartResolveAttend), RunsWholeAndEveryCheckPasses) {
     const test::PartRun run = test::run_part(Part::resolve_attend, run_resolve_attend);
     test::expect_needs(run, resolve_attend_needs(run.plan));
     EXPECT_EQ(run.values("resolve", "misses"), (std::set<std::string>{"0", "10", "50"}));

@@ -6,7 +6,7 @@
 namespace shoal::gpu {
 namespace {
 
-TEST(PartStepGraph, RunsWholeAndEveryCheckPasses) {
+TEST(SHOAL_LONG_IF_SANITIZED(PartStepGraph), RunsWholeAndEveryCheckPasses) {
     const test::PartRun run = test::run_part(Part::step_graph, run_step_graph);
     test::expect_needs(run, step_graph_needs(run.plan, test::label_span_bytes()));
     EXPECT_EQ(run.values("captured step, per layer", "weights").size(), 3U);

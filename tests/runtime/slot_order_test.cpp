@@ -83,7 +83,7 @@ TEST(QueryView, SafetySetIsNeverSelectable) {
     std::vector<uint64_t> view_memory(QueryView::bytes(1000) / 8);
     view.use(reinterpret_cast<std::byte*>(view_memory.data()), 1000);
     const SlotRange ranges[2] = {{0, 130}, {200, 900}};
-    ASSERT_EQ(view.prepare(ranges, order, {4, 64}), "");
+    view.prepare(ranges, order, {4, 64});
     EXPECT_EQ(view.visible_count(), 830U);
     ASSERT_EQ(view.safety().size(), 68U);
     EXPECT_TRUE(std::binary_search(view.safety().begin(), view.safety().end(), 100U));
@@ -128,9 +128,9 @@ TEST(QueryView, SmallViewsAreAllSafety) {
     std::vector<uint64_t> view_memory(QueryView::bytes(10) / 8);
     view.use(reinterpret_cast<std::byte*>(view_memory.data()), 10);
     const SlotRange ranges[1] = {{0, 3}};
-    ASSERT_EQ(view.prepare(ranges, order, {4, 64}), "");
+    view.prepare(ranges, order, {4, 64});
     EXPECT_EQ(view.safety().size(), 3U);
-    EXPECT_FALSE(view.prepare(std::span<const SlotRange>(ranges, 1), order, {0, 0}).size() > 0);
+    view.prepare(std::span<const SlotRange>(ranges, 1), order, {0, 0});
     EXPECT_TRUE(view.safety().empty());
 }
 

@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+"""Stock llama-server with its KV cache in Shoal, beside itself without: the same requests.
+
+Several clients at once, slots with prompt cache and context shift, prompts of mixed length; some
+go on where an earlier one ended, some grow past their slot's context. Each server answers the same
+requests in the same order; what it answers greedily, and the log-probabilities of each token's
+candidates up to the first token that differs, are compared with the first run of the stock server.
+How far stock is from itself is shown by a second run (requests meet in other batches) and by one
+without flash attention (another attention kernel): weights of few bits make either visible.
+
+    ninja -C build/llama llama-server
+    python3 bench/llama_server.py --llama-bin build/llama/bin --plugin build/cpu/libggml-shoal.so \\
+        --model build/deps/SmolLM2-135M-Instruct.Q4_1.gguf --text build/deps/austen/emma.txt
+
+Exit code 1 if a request failed, or if Shoal attending everything is further from stock than 1.5
+times stock without flash attention is.
+"""
+import argparse
+import concurrent.futures
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+HOST = "127.0.0.1"
+
+
+def make_requests(text, count, seed, slot_tokens):
+    """Prompts of 20 to 900 bytes, a third go on with an earlier one; one in 40 outgrows a slot."""
+    draw = random.Random(seed)
+    requests = []
+    for index in range(count):
+        at = draw.randrange(len(text) - 8000)
+        if requests and draw.random() < 0.33:
+            earlier = draw.choice(requests[-8:])["prompt"]
+            prompt = earlier + " " + text[at:at + draw.randrange(20, 200)]
+        else:
+            prompt = text[at:at + draw.randrange(20, 900)]
+        predict = draw.randrange(4, 16)
+        if index % 40 == 20:    # four bytes a token, so this leaves some 60 tokens of the slot
+            prompt = text[at:at + 4 * (slot_tokens - 60)]
+            predict = 100
+        requests.append({"prompt": prompt[-4 * (slot_tokens - 20):], "n_predict": predict})
+    return requests
+
+
+class Server:
+    """One llama-server; a context manager."""
+
+    def __init__(self, args, name, config, flash="on"):
+        self.name = name
+        self.url = f"http://{HOST}:{args.port}"
+        environment = dict(os.environ)
+        environment.pop("GGML_BACKEND_PATH", None)
+        command = [os.path.join(args.llama_bin, "llama-server"), "-m", args.model, "-fa", flash,
+                   "-np", str(args.slots), "-c", str(args.slots * args.slot_tokens), "-t",
+                   str(args.threads), "--host", HOST, "--port", str(args.port),
+                   "--context-shift", "--cache-ram", "64", "-lv", "4"]
+        if config is not None:
+            self.config = tempfile.NamedTemporaryFile("w", suffix=".toml")
+            self.config.write(config)
+            self.config.flush()
+            environment["GGML_BACKEND_PATH"] = os.path.abspath(args.plugin)
+            environment["SHOAL_CONFIG"] = self.config.name
+            command += ["-dev", "SHOAL0"]
+        self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
+        self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log)
+
+    def __enter__(self):
+        for _ in range(600):
+            if self.process.poll() is not None:
+                break
+            try:
+                with urllib.request.urlopen(self.url + "/health", timeout=5) as answer:
+                    if answer.status == 200:
+                        return self
+            except OSError:
+                pass
+            time.sleep(0.2)
+        self.log.seek(0)
+        sys.exit(f"{self.name}: llama-server did not start:\n" + self.log.read()[-2000:])
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait()
+
+    def resident_mib(self):
+        with open(f"/proc/{self.process.pid}/status", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) / 1024
+        return 0.0
+
+    def count(self, text):
+        self.log.seek(0)
+        return self.log.read().count(text)
+
+    def complete(self, request):
+        body = {**request, "temperature": 0, "cache_prompt": True, "n_probs": 8}
+        call = urllib.request.Request(self.url + "/completion", json.dumps(body).encode(),
+                                      {"Content-Type": "application/json"})
+        with urllib.request.urlopen(call, timeout=600) as answer:
+            found = json.load(answer)
+        return {"text": found["content"],
+                "tokens": [entry["id"] for entry in found["completion_probabilities"]],
+                "logprobs": [{top["id"]: top["logprob"] for top in entry["top_logprobs"]}
+                             for entry in found["completion_probabilities"]]}
+
+
+def run(args, name, config, requests, flash="on"):
+    with Server(args, name, config, flash) as server:
+        resident = []
+        answers = []
+        start = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(args.slots) as clients:
+            for answer in clients.map(server.complete, requests):
+                answers.append(answer)
+                if len(answers) % max(1, len(requests) // 10) == 0:
+                    resident.append(server.resident_mib())
+        seconds = time.monotonic() - start
+        shifts = server.count("context shift")
+        if config is not None and server.count("shoal: holding") == 0:
+            sys.exit(f"{name}: Shoal is not in use")
+    return {"name": name, "answers": answers, "resident_mib": resident, "seconds": seconds,
+            "context_shifts": shifts}
+
+
+def compare(ours, stock):
+    """Share of equal answers; mean difference of log-probabilities that both name."""
+    same = [a["text"] == b["text"] for a, b in zip(ours, stock)]
+    apart = []
+    for a, b in zip(ours, stock):
+        for position in range(min(len(a["tokens"]), len(b["tokens"]))):
+            mine, theirs = a["logprobs"][position], b["logprobs"][position]
+            apart += [abs(mine[t] - theirs[t]) for t in mine.keys() & theirs.keys()]
+            if a["tokens"][position] != b["tokens"][position]:
+                break
+    return {"same_text": statistics.mean(same), "logprob_apart": statistics.mean(apart),
+            "compared": len(apart)}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--llama-bin", required=True)
+    parser.add_argument("--plugin", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--slot-tokens", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=128, help="budget.rows of the sparse run")
+    parser.add_argument("--profile", help="channel statistics for the sparse run")
+    parser.add_argument("--port", type=int, default=18080)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", help="write the figures to this file")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    with open(args.text, encoding="utf-8") as file:
+        requests = make_requests(file.read(), args.requests, args.seed, args.slot_tokens)
+    sparse = f"[budget]\nrows = {args.rows}\ndense_below = {args.rows}\n"
+    if args.profile:
+        sparse += f'[profile]\npath = "{os.path.abspath(args.profile)}"\n'
+    dense = '[selector]\nkind = "dense"\n'
+    runs = [run(args, "stock", None, requests), run(args, "stock again", None, requests),
+            run(args, "stock, no flash att.", None, requests, flash="off"),
+            run(args, "Shoal, everything", dense, requests),
+            run(args, f"Shoal, {args.rows} rows", sparse, requests)]
+    figures = []
+    print(f"{args.requests} requests, {args.slots} slots of {args.slot_tokens} tokens, seed "
+          f"{args.seed}\n{'':22}{'same text':>10}{'log p apart':>13}{'shifts':>8}{'s':>7}"
+          f"{'RSS MiB, first and last tenth':>32}")
+    for found in runs:
+        figure = {**compare(found["answers"], runs[0]["answers"]), **found}
+        del figure["answers"]
+        figures.append(figure)
+        print(f"{found['name']:22}{figure['same_text']:10.3f}{figure['logprob_apart']:13.4f}"
+              f"{found['context_shifts']:8}{found['seconds']:7.0f}"
+              f"{found['resident_mib'][0]:22.1f}{found['resident_mib'][-1]:10.1f}")
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(figures, file, indent=1)
+    return 1 if figures[3]["logprob_apart"] > 1.5 * figures[2]["logprob_apart"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
