@@ -16,6 +16,7 @@
 #include "offload/memory_limits.hpp"
 #include "offload/topology.hpp"
 #include "runtime/tool/plugin.hpp"
+#include "shoal/session.hpp"
 
 namespace shoal::tool {
 namespace {
@@ -23,7 +24,16 @@ namespace {
 using offload::bytes_text;
 using offload::MemoryLimits;
 
-constexpr uint64_t kLeastMemoryBytes = uint64_t{64} << 20;  // workspace and a few thousand tokens
+// What the smallest session takes: a model of one lane, llama.cpp's smallest context.
+uint64_t least_bytes() {
+    ModelShape shape;
+    shape.layers = {LayerShape{LayerKind::full, 1, 64, 64, 0}};
+    shape.q_head_count = 1;
+    SessionOptions options;
+    options.slots_per_store = 256;
+    const Result<MemoryPlan> plan = Session::plan(Config{}, shape, options);
+    return plan ? plan->total_bytes : 0;
+}
 
 std::string count_text(uint64_t count, const std::string& thing) {
     return fmt::format("{} {}{}", count, thing, count == 1 ? "" : "s");
@@ -32,7 +42,7 @@ std::string count_text(uint64_t count, const std::string& thing) {
 Finding check_instructions() {
     const std::string target = kernels::cpu_target_name();
     Finding finding{"processor", Verdict::ok, target, ""};
-    if (target.starts_with("AVX3")) {
+    if (target.starts_with("AVX3") || target.starts_with("AVX10")) {
         finding.means = "kernels use AVX-512";
     } else if (target == "AVX2" || target.starts_with("NEON") || target.starts_with("SVE")) {
         finding.means = "kernels use vectors of this set; figures of the documents are of AVX-512";
@@ -141,12 +151,15 @@ Finding check_available(const MemoryLimits& limits, const Config& config) {
     const uint64_t asked = config.host.kv_bytes;
     const uint64_t usable =
         asked == 0 ? limits.available_bytes : std::min(asked, limits.available_bytes);
-    finding.means = fmt::format("weights and KV cache may take {} (shoal plan -m MODEL says how "
-                                "many tokens that is)",
-                                bytes_text(usable));
-    if (usable < kLeastMemoryBytes) {
+    const uint64_t least = least_bytes();
+    finding.means = fmt::format(
+        "{} may take {} (shoal plan -m MODEL says how many tokens that is)",
+        asked == 0 ? "weights and KV cache" : "of it the KV cache", bytes_text(usable));
+    if (usable < least) {
         finding.verdict = Verdict::failure;
-        finding.means = fmt::format("{} is not enough for any context", bytes_text(usable));
+        finding.means = fmt::format("{} is not enough for any context: the smallest takes {}{}",
+                                    bytes_text(usable), bytes_text(least),
+                                    usable == asked ? " (host.kv_bytes)" : "");
     } else if (asked > limits.available_bytes) {
         finding.verdict = Verdict::warning;
         finding.means = fmt::format("host.kv_bytes = {}: this machine offers {}",

@@ -22,9 +22,8 @@ constexpr uint64_t kMetricsEveryNs = 1'000'000'000;
 // A prefill micro-batch or token of 1,000 layers, each with a group per KV head.
 constexpr uint32_t kEventsPerWork = 1 << 16;
 
-Status cannot_write(const char* flag, const std::string& path, int error) {
-    return input_error(
-        fmt::format("{} {}: {}", flag, path, std::generic_category().message(error)));
+std::string cannot_write(const char* flag, const std::string& path, int error) {
+    return fmt::format("{} {}: {}", flag, path, std::generic_category().message(error));
 }
 
 }  // namespace
@@ -53,13 +52,13 @@ Status MetricsFile::write(const Stats& stats) {
     const std::string text = stats_to_openmetrics(stats, kVersion);
     const std::string next = path_ + ".new";
     std::FILE* file = std::fopen(next.c_str(), "wb");
-    if (file == nullptr) return cannot_write("--metrics", path_, errno);
+    if (file == nullptr) return input_error(cannot_write("--metrics", path_, errno));
     int error = std::fwrite(text.data(), 1, text.size(), file) == text.size() ? 0 : errno;
     if (std::fclose(file) != 0 && error == 0) error = errno;
     if (error == 0 && std::rename(next.c_str(), path_.c_str()) != 0) error = errno;
     if (error == 0) return Status::ok();
     std::remove(next.c_str());
-    return cannot_write("--metrics", path_, error);
+    return input_error(cannot_write("--metrics", path_, error));
 }
 
 bool MetricsFile::due() const {
@@ -69,17 +68,21 @@ bool MetricsFile::due() const {
 Status TraceFile::open() {
     if (path_.empty()) return Status::ok();
     file_.reset(std::fopen(path_.c_str(), "wb"));
-    if (!file_) return cannot_write("--trace", path_, errno);
-    std::fputs("{\"displayTimeUnit\":\"ms\",\"traceEvents\":[", file_.get());
+    if (!file_) return input_error(cannot_write("--trace", path_, errno));
+    write("{\"displayTimeUnit\":\"ms\",\"traceEvents\":[");
     return Status::ok();
+}
+
+void TraceFile::write(const std::string& text) {
+    if (error_ != 0) return;
+    if (std::fwrite(text.data(), 1, text.size(), file_.get()) != text.size()) error_ = errno;
 }
 
 void TraceFile::event(char phase, const std::string& name, uint64_t at_ns,
                       const std::string& arguments) {
     const uint64_t since = at_ns - std::min(start_ns_, at_ns);
-    fmt::print(file_.get(), "{}\n{{\"ph\":\"{}\",\"name\":\"{}\",\"pid\":1,\"tid\":1,"
-                            "\"ts\":{}.{:03}{}}}",
-               first_ ? "" : ",", phase, name, since / 1000, since % 1000, arguments);
+    write(fmt::format("{}\n{{\"ph\":\"{}\",\"name\":\"{}\",\"pid\":1,\"tid\":1,\"ts\":{}.{:03}{}}}",
+                      first_ ? "" : ",", phase, name, since / 1000, since % 1000, arguments));
     first_ = false;
 }
 
@@ -115,10 +118,10 @@ void TraceFile::add(const Engine::Work& work, std::vector<TraceEvent> events) {
 
 Status TraceFile::close() {
     if (!file_) return Status::ok();
-    std::fputs("\n]}\n", file_.get());
-    const bool failed = std::ferror(file_.get()) != 0;
-    if (std::fclose(file_.release()) == 0 && !failed) return Status::ok();
-    return cannot_write("--trace", path_, errno);
+    write("\n]}\n");
+    if (std::fclose(file_.release()) != 0 && error_ == 0) error_ = errno;
+    if (error_ == 0) return Status::ok();
+    return Status::error(StatusCode::internal, cannot_write("--trace", path_, error_));
 }
 
 Status Exports::open() {

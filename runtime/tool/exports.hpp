@@ -43,18 +43,21 @@ public:
     Status open();
     // Events of one llama_decode and the decode itself, which holds them.
     void add(const Engine::Work& work, std::vector<TraceEvent> events);
+    // Says what could not be written since open().
     Status close();
 
 private:
     struct Closer {
         void operator()(std::FILE* file) const { std::fclose(file); }
     };
+    void write(const std::string& text);
     void event(char phase, const std::string& name, uint64_t at_ns, const std::string& arguments);
 
     std::string path_;
     std::unique_ptr<std::FILE, Closer> file_;
     uint64_t start_ns_ = 0;
     bool first_ = true;
+    int error_ = 0;  // errno of the first write that failed: nothing is written after it
 };
 
 // Both, as the flags want them, fed by an engine while it works.

@@ -79,6 +79,10 @@ TEST(ToolDoctor, FollowsTheConfiguration) {
     EXPECT_EQ(finding(report, "memory")["verdict"], "warning");
     EXPECT_THAT(finding(report, "configuration")["found"].get<std::string>(),
                 testing::StartsWith("2 of "));
+    const nlohmann::json small = finding(doctor({"--host.kv_bytes", "32MiB"}), "memory");
+    EXPECT_EQ(small["verdict"], "ok") << "enough for a short context of a small model";
+    EXPECT_THAT(small["means"].get<std::string>(),
+                testing::StartsWith("of it the KV cache may take 32.0 MiB"));
 }
 
 TEST(ToolDoctor, FailsWhereShoalCannotRun) {
@@ -92,9 +96,11 @@ TEST(ToolDoctor, FailsWhereShoalCannotRun) {
     EXPECT_THAT(finding(bad.json(), "plugin")["found"].get<std::string>(),
                 HasSubstr("budget.rows = 0"));
 
-    const Outcome little = run_tool({"doctor", "--host.kv_bytes", "1MiB"});
+    const Outcome little = run_tool({"doctor", "--host.kv_bytes", "4KiB"});
     EXPECT_EQ(little.exit_code, 1);
     EXPECT_THAT(little.out, HasSubstr("failure  memory"));
+    EXPECT_THAT(little.out, HasSubstr("4.0 KiB is not enough for any context: the smallest takes"));
+    EXPECT_THAT(little.out, HasSubstr("(host.kv_bytes)"));
     EXPECT_THAT(little.out, testing::EndsWith("Shoal cannot run here\n"));
 }
 

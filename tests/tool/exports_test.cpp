@@ -134,6 +134,15 @@ TEST_F(ToolExports, BadPathsAreSaidBeforeTheWork) {
         EXPECT_EQ(outcome.out, "");
         EXPECT_THAT(outcome.err, HasSubstr(std::string(flag) + " /nonexistent/file"));
     }
+    const Outcome device = run({"-p", "x", "-n", "1", "--metrics", "/dev/null"});
+    EXPECT_EQ(device.exit_code, 2);
+    EXPECT_THAT(device.err, HasSubstr("--metrics /dev/null: is no regular file"));
+}
+
+TEST_F(ToolExports, AFullDiskIsSaid) {
+    const Outcome outcome = run({"-p", "The sea was calm and", "-n", "3", "--trace", "/dev/full"});
+    EXPECT_EQ(outcome.exit_code, 1);
+    EXPECT_EQ(outcome.err, "shoal: --trace /dev/full: No space left on device\n");
 }
 
 }  // namespace

@@ -62,10 +62,10 @@ SHOAL_LLAMA_API size_t shoal_llama_stats_json(char* buffer, size_t size);
 SHOAL_LLAMA_API size_t shoal_llama_describe(char* buffer, size_t size);
 SHOAL_LLAMA_API void shoal_llama_reset_stats(void);
 
-/* Events of the live session's steps, for a picture of single steps: at most `event_capacity` that
- * nobody has read are kept; 0 ends it. Times are nanoseconds of the monotonic clock. read_trace
- * moves at most `capacity` events out, in the order in which they ended, and returns how many;
- * `dropped` counts those that found no room. */
+/* Events of the live session's steps, for a picture of single steps: at most `event_capacity` (up
+ * to 4,194,304, 24 bytes each) that nobody has read are kept; 0 ends it. Times are nanoseconds of
+ * the monotonic clock. read_trace moves at most `capacity` events out, in the order in which they
+ * ended, and returns how many; `dropped` counts those that found no room. */
 typedef struct shoal_llama_trace_event {
     uint64_t begin_ns;
     uint64_t end_ns;

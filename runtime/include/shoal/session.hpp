@@ -152,8 +152,9 @@ public:
     Stats stats() const;
     void reset_stats();
 
-    // Records events of the steps that follow, at most `event_capacity` (kTraceEventsMax) that
-    // nobody has read, and forgets those recorded before; 0 ends it. Between steps.
+    // Records events of the steps that follow, at most `event_capacity` (up to kTraceEventsMax)
+    // that nobody has read, and forgets those recorded before; 0 ends it. Takes sizeof(TraceEvent)
+    // for each at once, besides what plan() says. Between steps.
     Status trace(uint32_t event_capacity);
     // Moves events out, in the order in which they ended; returns how many. Between steps.
     size_t read_trace(std::span<TraceEvent> out);
