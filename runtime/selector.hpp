@@ -18,6 +18,7 @@
 #include "runtime/groups.hpp"
 #include "runtime/label_index.hpp"
 #include "runtime/query_view.hpp"
+#include "runtime/trace.hpp"
 #include "shoal/config.hpp"
 #include "shoal/stats.hpp"
 
@@ -53,6 +54,7 @@ struct SelectInput {
 struct SelectOutput {
     uint32_t* slots = nullptr;  // [rows]
     Stats* stats = nullptr;     // rescans, guess misses, label bytes, times
+    Trace* trace = nullptr;     // or null: events of the same times
 };
 
 template <typename T>

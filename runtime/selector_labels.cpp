@@ -254,8 +254,13 @@ uint32_t LabelSelector::select(const SelectInput& in, SelectOutput& out) {
     history.threshold = best.threshold;
     note_spans({out.slots, best.count}, history);
 
+    const uint64_t selected = now_ns();
     stats.score_ns += scored - started;
-    stats.select_ns += now_ns() - scored;
+    stats.select_ns += selected - scored;
+    if (out.trace != nullptr) {
+        out.trace->add(TraceStage::score, in.group->layer, started, scored);
+        out.trace->add(TraceStage::select, in.group->layer, scored, selected);
+    }
     stats.guess_misses += best.guess_held ? 0 : 1;
     stats.label_bytes_read += uint64_t{topk.slot_count} / kSpanSlots *
                               in.labels->span_stride_bytes();

@@ -412,6 +412,20 @@ Status Session::write_profile(const std::string& path, const std::string& source
 
 Stats Session::stats() const { return collect_stats(impl_->state); }
 
+Status Session::trace(uint32_t event_capacity) {
+    if (event_capacity > kTraceEventsMax) {
+        return Status::error(StatusCode::invalid_argument,
+                             fmt::format("trace: {} events: must be 0 .. {}", event_capacity,
+                                         kTraceEventsMax));
+    }
+    impl_->state.trace.start(event_capacity);
+    return Status::ok();
+}
+
+size_t Session::read_trace(std::span<TraceEvent> out) { return impl_->state.trace.read(out); }
+
+uint64_t Session::trace_dropped() const { return impl_->state.trace.dropped(); }
+
 void Session::reset_stats() {
     SessionState& state = impl_->state;
     state.stats = Stats{};

@@ -142,6 +142,7 @@ Status Step::begin(const StepInput& input) {
         }
     }
     open_ = true;
+    began_ns_ = s_.trace.is_on() ? now_ns() : 0;
     s_.stats.steps++;
     s_.stats.tokens_written += slots_.size();
     return Status::ok();
@@ -186,7 +187,9 @@ Status Step::write(uint32_t layer, Store& store, std::span<const int64_t> slots,
             SHOAL_TRY(store.write(g, group, RowPart::k, slots, k, *s_.backend, s_.executor));
         }
     }
-    s_.stats.append_ns += now_ns() - started;
+    const uint64_t ended = now_ns();
+    s_.stats.append_ns += ended - started;
+    s_.trace.add(TraceStage::append, layer, started, ended);
     return Status::ok();
 }
 
@@ -275,7 +278,9 @@ Status Step::attend_lists(uint32_t store_index, const AttendCall& call) {
     }
     const uint64_t started = now_ns();
     run_jobs(store, call, jobs_);
-    s_.stats.attend_ns += now_ns() - started;
+    const uint64_t ended = now_ns();
+    s_.stats.attend_ns += ended - started;
+    s_.trace.add(TraceStage::attend, call.layer, started, ended);
     sample_recall(store, call, jobs_.front());
     return Status::ok();
 }
@@ -306,6 +311,7 @@ kernels::SlotList Step::choose(uint32_t group_index, uint32_t query, uint32_t vi
         SelectOutput out;
         out.slots = slots + safety.size();
         out.stats = &s_.stats;
+        out.trace = &s_.trace;
         const uint32_t count = s_.selector.select(in, out);
         merge_into_front(safety, {out.slots, count}, slots);
         list = {slots, 0, static_cast<uint32_t>(safety.size()) + count};
@@ -320,6 +326,7 @@ kernels::SlotList Step::choose(uint32_t group_index, uint32_t query, uint32_t vi
 Status Step::end() {
     if (!open_) return invalid("end_step: no step: call begin_step first");
     open_ = false;
+    if (began_ns_ != 0) s_.trace.add(TraceStage::step, 0, began_ns_, now_ns());
     return Status::ok();
 }
 

@@ -99,6 +99,7 @@ private:
     std::vector<uint8_t> labels_started_;  // [layer] in every store
     uint32_t sample_layer_ = 0;
     uint64_t sampled_step_ = 0;
+    uint64_t began_ns_ = 0;  // of the open step, when it is traced
     std::vector<uint32_t> stores_;         // indices, in StepInput order
     std::vector<uint32_t> token_offsets_;  // CSR
     std::vector<int64_t> slots_;

@@ -333,7 +333,9 @@ Status Step::attend_exact(uint32_t store_index, const AttendCall& call) {
         }
         s_.stats.queries_exact += in.query_count;
     }
-    s_.stats.exact_ns += now_ns() - started;
+    const uint64_t ended = now_ns();
+    s_.stats.exact_ns += ended - started;
+    s_.trace.add(TraceStage::exact, call.layer, started, ended);
     return Status::ok();
 }
 

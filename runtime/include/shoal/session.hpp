@@ -26,6 +26,7 @@
 #include "shoal/config.hpp"
 #include "shoal/stats.hpp"
 #include "shoal/status.hpp"
+#include "shoal/trace.hpp"
 #include "shoal/types.hpp"
 
 namespace shoal {
@@ -151,6 +152,15 @@ public:
 
     Stats stats() const;
     void reset_stats();
+
+    // Records events of the steps that follow, at most `event_capacity` (up to kTraceEventsMax)
+    // that nobody has read, and forgets those recorded before; 0 ends it. Takes sizeof(TraceEvent)
+    // for each at once, besides what plan() says. Between steps.
+    Status trace(uint32_t event_capacity);
+    // Moves events out, in the order in which they ended; returns how many. Between steps.
+    size_t read_trace(std::span<TraceEvent> out);
+    // Events lost since trace(): read more often, or ask for more room.
+    uint64_t trace_dropped() const;
 
 private:
     class Impl;

@@ -47,5 +47,9 @@ struct Stats {
 
 // One JSON object, keys as the fields above.
 std::string stats_to_json(const Stats& stats);
+// OpenMetrics text with its end mark: counters, gauges and seconds, all named shoal_*. For a
+// program's own scrape endpoint, or a file that a collector reads. `version` of what runs it, for
+// shoal_build_info; "" leaves that out.
+std::string stats_to_openmetrics(const Stats& stats, const std::string& version = "");
 
 }  // namespace shoal
