@@ -147,6 +147,9 @@ std::vector<ConfigKey> make_keys() {
         integer_key<&C::budget, &C::Budget::rows>(
             "budget.rows", 1, kMaxI32, kDenseHint,
             "tokens selected per query and group of heads, on top of the safety set"),
+        boolean_key<&C::budget, &C::Budget::adaptive>(
+            "budget.adaptive", "layers whose attention is spread select more rows, others fewer, "
+                               "as many together"),
         integer_key<&C::budget, &C::Budget::dense_rows>(
             "budget.dense_rows", 1, kMaxI32, kDenseHint,
             "most tokens that a dense layer attends; beyond that it selects this many"),

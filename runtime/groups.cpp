@@ -74,6 +74,8 @@ void Groups::set_policy(const Config& config) {
         group.anchor = group.index;
     }
     if (config.sharing.kind == SharingKind::tidal) set_anchors(config);
+    for (Group& group : groups_) group.served = 0;
+    for (const Group& group : groups_) groups_[group.anchor].served++;
 }
 
 // A layer that is not an anchor itself attends what the anchor before it selected. Dense layers and

@@ -25,6 +25,7 @@ struct Group {
     bool sliding = false;           // of a sliding layer: attends all that it sees
     uint32_t index = 0;             // among all groups
     uint32_t anchor = 0;            // whose selection it attends; its own index when it selects
+    uint32_t served = 1;            // groups that attend its selection
 
     uint32_t q_head_first() const { return kv_head_first * q_per_kv; }
     uint32_t q_head_count() const { return piece.kv_head_count * q_per_kv; }

@@ -1,6 +1,7 @@
 // One function asks for all memory of a session; plan() runs it with an arena that only counts.
 #include <algorithm>
 
+#include "runtime/adaptive_rows.hpp"
 #include "runtime/query_view.hpp"
 #include "runtime/session_state.hpp"
 
@@ -65,8 +66,9 @@ uint64_t seen_bytes(const SessionState& state) {
 uint32_t SessionState::list_rows(const Config& config, const Group& group,
                                  uint32_t slot_count_max) {
     if (!group.selects()) return 0;  // it attends the list of its anchor
-    const uint64_t rows = uint64_t{group.dense ? config.budget.dense_rows : config.budget.rows} +
-                          config.safety.sinks + config.safety.window;
+    uint64_t rows = group.dense ? config.budget.dense_rows : config.budget.rows;
+    if (config.budget.adaptive && !group.dense) rows *= static_cast<uint64_t>(kRowsFactorMax);
+    rows += uint64_t{config.safety.sinks} + config.safety.window;
     return static_cast<uint32_t>(std::min<uint64_t>(rows, slot_count_max));
 }
 

@@ -33,6 +33,7 @@ struct SelectHistory {
     std::vector<float> bound_lse;    // the same of page bounds
     std::vector<uint32_t> spans;     // those that most of the last selection lay in, ascending
     float threshold = -1.0F / 0.0F;  // score of the worst slot chosen last
+    float rows_factor = 1;           // of budget.rows, under budget.adaptive
     bool known = false;
     void forget() { known = false; }
     // What it holds is of a group with as many heads; nothing, the first time.

@@ -141,6 +141,7 @@ uint32_t PageSelector::select(const SelectInput& in, SelectOutput& out) {
             out.slots[count++] = first + static_cast<uint32_t>(std::countr_zero(bits));
         }
     }
+    in.history->threshold = count == in.rows ? ranking_.score(worst) : -1.0F / 0.0F;
     ranking_.note_spans({out.slots, count}, *in.history);
     add_select_time(in, started, out);
     return count;

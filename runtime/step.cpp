@@ -69,6 +69,8 @@ Step::Step(SessionState& state)
     last_query_offsets_.reserve(s_.options.store_count_max + 1);
     slots_.reserve(s_.options.queries_per_step_max);
     jobs_.reserve(size_t{s_.limits.queries_max} * s_.groups.count());
+    selected_.resize(size_t{s_.options.store_count_max} * s_.groups.count());
+    shares_.reserve(s_.groups.count());
     sample_.lse_list.resize(s_.limits.q_head_count_max);
     sample_.lse_all.resize(s_.limits.q_head_count_max);
     sample_.out.resize(size_t{s_.limits.q_head_count_max} * s_.limits.v_head_dim_max);
@@ -299,6 +301,7 @@ Status Step::choose(const Group& group, Store& store, const AttendCall& call, Jo
     } else {
         if (group.selects()) {
             list = select(group, job.query, job.view, store, call);
+            selected_[job.view / s_.limits.queries_max * s_.groups.count() + group.index] = 1;
             s_.stats.selections++;
         } else {
             SHOAL_TRY(reuse(group, job.view, list));
@@ -328,8 +331,8 @@ kernels::SlotList Step::select(const Group& group, uint32_t query, uint32_t view
     in.q_head_stride = call.q->head_stride_bytes / sizeof(float);
     in.q = reinterpret_cast<const float*>(call.q->data + query * call.q->n_stride_bytes) +
            group.q_head_first() * in.q_head_stride;
-    in.rows = group.dense ? s_.config.budget.dense_rows : s_.config.budget.rows;
-    in.rows = std::min(in.rows, view.visible_count());
+    // Rows follow what the first query of a store selects.
+    in.rows = std::min(budget_of(group, data.histories.front()), view.visible_count());
     in.history = &data.histories[view_index % s_.limits.queries_max];
     SelectOutput out;
     out.slots = slots + safety.size();
@@ -344,6 +347,7 @@ Status Step::end() {
     if (!open_) return invalid("end_step: no step: call begin_step first");
     open_ = false;
     if (began_ns_ != 0) s_.trace.add(TraceStage::step, 0, began_ns_, now_ns());
+    for (uint32_t i = 0; i < stores_.size() && s_.config.budget.adaptive; ++i) adapt_rows(i);
     return Status::ok();
 }
 

@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "runtime/adaptive_rows.hpp"
 #include "runtime/query_view.hpp"
 #include "runtime/session_state.hpp"
 
@@ -81,6 +82,8 @@ private:
     Status reuse(const Group& group, uint32_t view_index, kernels::SlotList& list) const;
     kernels::SlotList select(const Group& group, uint32_t query, uint32_t view_index, Store& store,
                              const AttendCall& call);
+    uint32_t budget_of(const Group& group, const SelectHistory& history) const;
+    void adapt_rows(uint32_t store_index);
     bool attends_everything(const Group& group, const Store& store, uint32_t visible_count);
     void run_jobs(const Store& store, const AttendCall& call, std::span<Job> jobs);
     void merge_job(const Job& job, float* out, size_t out_head_stride, float* lse) const;
@@ -116,6 +119,8 @@ private:
     // By store of the step: the union of what its queries see.
     std::vector<std::span<kernels::SpanMask>> seen_;
     std::vector<Job> jobs_;
+    std::vector<uint8_t> selected_;  // [store of the step, group] in this step
+    std::vector<RowShare> shares_;
     std::vector<kernels::SlotList> last_lists_;  // [group, views_max]
     std::vector<uint32_t> last_query_offsets_;   // CSR: queries of each store in the last attend
     std::vector<float> lse_;                     // [q_head_count] of the last merge

@@ -206,6 +206,34 @@ bool Step::attends_everything(const Group& group, const Store& store, uint32_t v
     return true;
 }
 
+uint32_t Step::budget_of(const Group& group, const SelectHistory& history) const {
+    const Config::Budget& budget = s_.config.budget;
+    if (group.dense) return budget.dense_rows;
+    if (!budget.adaptive) return budget.rows;
+    const double rows = double{1} * budget.rows * double{history.rows_factor};
+    return std::max(1U, static_cast<uint32_t>(rows + 0.5));
+}
+
+// The groups of a store that selected in this step, but for dense ones, share their rows anew.
+void Step::adapt_rows(uint32_t store_index) {
+    Store& store = *s_.stores[stores_[store_index]];
+    const bool is_log = s_.config.selector.combine == CombineKind::max;
+    shares_.clear();
+    for (const Group& group : s_.groups.all()) {
+        if (selected_[size_t{store_index} * s_.groups.count() + group.index] == 0 || group.dense) {
+            continue;
+        }
+        SelectHistory& history = store.group(group.index).histories.front();
+        const double score = is_log ? std::exp2(history.threshold) : history.threshold;
+        RowShare share;
+        share.factor = &history.rows_factor;
+        share.marginal = std::max(score, 0.0) / (is_log ? 1 : group.q_head_count());
+        share.weight = group.served;
+        shares_.push_back(share);
+    }
+    share_rows(shares_);
+}
+
 // The anchor's list, made in this step for what the query sees.
 Status Step::reuse(const Group& group, uint32_t view_index, kernels::SlotList& list) const {
     const size_t anchor = list_index(group.anchor, view_index);
@@ -376,6 +404,7 @@ void Step::forget_lists() {
     last_query_offsets_.clear();
     std::fill(view_ids_.begin(), view_ids_.end(), 0);
     std::fill(list_ids_.begin(), list_ids_.end(), UINT64_MAX);
+    std::fill(selected_.begin(), selected_.end(), uint8_t{0});
     std::fill(last_lists_.begin(), last_lists_.end(), kernels::SlotList{});
 }
 

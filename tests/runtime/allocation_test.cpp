@@ -96,6 +96,7 @@ TEST_P(Allocation, NoneInAStepOfAWarmSession) {
     Config config = testing::test_config(16);
     config.stats.recall_every = 2;
     config.selector.kind = GetParam();
+    config.budget.adaptive = GetParam() == SelectorKind::page_bounds;
     if (GetParam() == SelectorKind::hybrid) {
         config.sharing.kind = SharingKind::tidal;
         config.sharing.anchors = {1};

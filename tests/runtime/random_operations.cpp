@@ -41,6 +41,7 @@ RandomOperations::RandomOperations(uint64_t seed, const std::string& profile, bo
     if (policy.sharing != SharingKind::layer) config_.sharing.kind = policy.sharing;
     config_.sharing.anchors = {0};
     config_.sharing.heads = policy.heads;
+    config_.budget.adaptive = policy.adaptive;
     SessionOptions options;
     options.store_count_max = kStores;
     options.slots_per_store = kSlots;

@@ -19,6 +19,7 @@ struct OperationsPolicy {
     SelectorKind selector = SelectorKind::labels;
     SharingKind sharing = SharingKind::layer;
     SharingHeads heads = SharingHeads::shared;
+    bool adaptive = false;
 };
 
 class RandomOperations {

@@ -176,6 +176,11 @@ void RandomOperations::check_list(uint32_t layer, const PlainStore& plain,
     const bool learns = config_.selector.kind != SelectorKind::page_bounds;
     if (learns && !session_->has_channel_statistics() && slots.size() == visible.size()) return;
     const bool all = visible.size() <= budget.dense_below || dense;
+    if (budget.adaptive && !all) {
+        ASSERT_GE(slots.size(), std::min(visible.size(), safety.size() + budget.rows / 4));
+        ASSERT_LE(slots.size(), safety.size() + 4 * size_t{budget.rows});
+        return;
+    }
     ASSERT_EQ(slots.size(), all ? visible.size()
                                 : std::min<size_t>(visible.size(), safety.size() + budget.rows));
 }

@@ -68,6 +68,7 @@ const OperationsPolicy kOtherPolicies[] = {
     {"tidal", SelectorKind::labels, SharingKind::tidal},
     {"tidal, a set per head", SelectorKind::labels, SharingKind::tidal, SharingHeads::index},
     {"tidal over page bounds", SelectorKind::page_bounds, SharingKind::tidal},
+    {.name = "adaptive", .adaptive = true},
 };
 
 TEST(RandomSessionOperations, AnswerAsThePlainModel) { run_seeds(1, 60, 200); }

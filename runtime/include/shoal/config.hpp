@@ -47,6 +47,9 @@ struct Config {
 
     struct Budget {
         uint32_t rows = 1024;         // selected tokens per group and query; 1 ..
+        // Groups whose attention is spread select up to 4 x rows, others down to a quarter, and
+        // together as many as without. Found from the scores, step by step, in each store.
+        bool adaptive = false;
         uint32_t dense_rows = 8192;   // what a dense layer attends at most; 1 ..
         std::vector<uint32_t> dense_layers = {0, 1};
         // Attention is dense while a query sees at most this many tokens. 0: 2 x rows.
