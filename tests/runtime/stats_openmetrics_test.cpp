@@ -38,7 +38,7 @@ TEST(StatsOpenMetrics, HoldsEveryFigure) {
           &stats.attend_ns, &stats.exact_ns, &stats.rescans, &stats.guess_misses,
           &stats.spans_encoded, &stats.spans_ranged_again, &stats.recall_samples,
           &stats.dense_without_statistics, &stats.host_kv_bytes, &stats.label_bytes,
-          &stats.slots_used}) {
+          &stats.slots_used, &stats.rows_checked}) {
         *field = next++;
     }
     stats.attend_ns = 3'000'000'001;
@@ -72,7 +72,8 @@ TEST(StatsOpenMetrics, HoldsEveryFigure) {
         {"shoal_dense_without_statistics_total", 29},
         {"shoal_host_kv_bytes", 30},
         {"shoal_label_bytes", 31},
-        {"shoal_slots_used", 32}};
+        {"shoal_slots_used", 32},
+        {"shoal_rows_checked_total", 33}};
     EXPECT_EQ(read.samples, expected);
 }
 
