@@ -43,7 +43,7 @@ extern "C" {
 SHOAL_LLAMA_API const char* shoal_llama_load(const char* plugin_path, ggml_backend_dev_t* device);
 
 /* Whether the model, loaded and run with these parameters, will be served: reads the header of the
- * GGUF file, allocates nothing, and decides as `shoal run` and `shoal plan` do. Refused are
+ * GGUF file, loads nothing, and decides as `shoal run` and `shoal plan` do. Refused are
  *   a file that is missing, cut or no GGUF; an architecture, or a key of the header, that Shoal
  *       does not serve (recurrent and hybrid models, MLA, layers that share a KV cache, ALiBi,
  *       capped logits, attention sinks, ...);
