@@ -175,6 +175,35 @@ TEST_F(Graph, SlotsBeyondTheStoreAndNeverWritten) {
     EXPECT_EQ(graph.compute(causal_input(shape, 8, 1, 2)), GGML_STATUS_SUCCESS);
 }
 
+// What only a running graph shows.
+TEST_F(Graph, RefusedSteps) {
+    const auto expect_failed = [](const GraphShape& shape, const char* reason) {
+        DeviceGraph graph(Engine::shoal, shape);
+        graph.make();
+        EXPECT_NE(graph.compute(causal_input(shape, 0, 4, 1)), GGML_STATUS_SUCCESS);
+        EXPECT_NE(std::string(plugin().last_error()).find(reason), std::string::npos)
+            << plugin().last_error();
+    };
+    GraphShape shape;
+    shape.slots_differ = true;
+    expect_failed(shape, "layer 1 writes other slots than the layers before it: not supported");
+    shape = {};
+    shape.attends_again = true;
+    expect_failed(shape, "layer 0 attends without having written rows in this step: layers that "
+                         "share a cache are not supported");
+}
+
+TEST_F(Graph, FilledWithAnythingButZero) {
+    GraphShape shape;
+    DeviceGraph graph(Engine::shoal, shape);
+    graph.make();
+    ggml_backend_buffer_clear(graph.k(0)->buffer, 1);
+    EXPECT_NE(take_log().find("filling a KV cache with 1 instead of 0"), std::string::npos);
+    EXPECT_NE(graph.compute(causal_input(shape, 0, 4, 1)), GGML_STATUS_SUCCESS) << "not forgotten";
+    ggml_backend_buffer_clear(graph.k(0)->buffer, 0);
+    EXPECT_EQ(graph.compute(causal_input(shape, 0, 4, 1)), GGML_STATUS_SUCCESS);
+}
+
 // A mask has no positions: a token that comes later in the text is attended where it is opened.
 TEST_F(Graph, LaterTokensAreAttendedAsStockDoes) {
     GraphShape shape;
@@ -208,6 +237,9 @@ TEST_F(Graph, RefusedShapes) {
     shape = {};
     shape.type = GGML_TYPE_Q4_0;
     expect_refused(shape, "cache type q4_0");
+    shape = {};
+    shape.scales_differ = true;
+    expect_refused(shape, "models whose layers differ in these are not supported");
     shape = {};
     shape.head_dim = 272;
     expect_refused(shape, "272");
