@@ -1,4 +1,5 @@
-# What stands on libshoal.so: the plugin for llama.cpp (libggml-shoal.so) and the tool (shoal).
+# What stands on libshoal.so: the plugin for llama.cpp (libggml-shoal.so), the library for programs
+# that embed llama.cpp (libshoal_llama_host.so) with its example, and the tool (shoal).
 
 set(SHOAL_HAVE_PLUGIN OFF)
 set(SHOAL_HAVE_TOOL OFF)
@@ -6,7 +7,8 @@ if(NOT SHOAL_HAVE_LLAMA_CPP)
     return()
 endif()
 
-shoal_sources(plugin_sources FOLDERS runtime/engines/llama_cpp)
+shoal_sources(plugin_sources FOLDERS runtime/engines/llama_cpp
+    EXCLUDE runtime/engines/llama_cpp/host)
 if(plugin_sources)
     set(SHOAL_HAVE_PLUGIN ON)
     add_library(ggml-shoal MODULE ${plugin_sources})
@@ -31,14 +33,28 @@ else()
     message(STATUS "ggml-shoal: no sources yet")
 endif()
 
+shoal_sources(host_sources FOLDERS runtime/engines/llama_cpp/host)
+add_library(shoal_llama_host SHARED ${host_sources})
+target_include_directories(shoal_llama_host PUBLIC "${PROJECT_SOURCE_DIR}")
+target_link_libraries(shoal_llama_host PUBLIC llama_cpp::host
+    PRIVATE shoal fmt::fmt ${CMAKE_DL_LIBS} shoal_flags shoal_narrowing)
+set_target_properties(shoal_llama_host PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION 0
+    LIBRARY_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")
+
+add_executable(shoal_simple examples/simple.cpp)
+target_link_libraries(shoal_simple PRIVATE shoal_llama_host shoal_flags)
+set_target_properties(shoal_simple PROPERTIES OUTPUT_NAME simple
+    RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")
+add_dependencies(shoal_simple ggml-shoal)
+
 shoal_sources(tool_sources FOLDERS runtime/tool)
 if(tool_sources)
     set(SHOAL_HAVE_TOOL ON)
     add_executable(shoal_tool ${tool_sources})
     target_include_directories(shoal_tool PRIVATE "${PROJECT_SOURCE_DIR}")
-    target_link_libraries(shoal_tool PRIVATE shoal llama_cpp::host CLI11::CLI11 fmt::fmt
-        spdlog::spdlog nlohmann_json::nlohmann_json tomlplusplus::tomlplusplus Threads::Threads
-        ${CMAKE_DL_LIBS} shoal_flags shoal_narrowing)
+    target_link_libraries(shoal_tool PRIVATE shoal shoal_llama_host llama_cpp::host
+        CLI11::CLI11 fmt::fmt spdlog::spdlog nlohmann_json::nlohmann_json
+        tomlplusplus::tomlplusplus Threads::Threads ${CMAKE_DL_LIBS} shoal_flags shoal_narrowing)
     if(SHOAL_SANITIZE)
         # Its headers are large and its loops short: a third less time to compile.
         target_compile_options(shoal_tool PRIVATE -O0)

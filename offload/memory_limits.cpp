@@ -162,18 +162,6 @@ void read_cgroups(const std::string& root, MemoryLimits& out) {
 
 }  // namespace
 
-std::string bytes_text(uint64_t bytes) {
-    constexpr const char* kUnits[] = {"KiB", "MiB", "GiB", "TiB", "PiB"};
-    if (bytes < 1024) return fmt::format("{} B", bytes);
-    double value = static_cast<double>(bytes) / 1024;
-    size_t unit = 0;
-    while (value >= 1023.95 && unit + 1 < std::size(kUnits)) {
-        value /= 1024;
-        ++unit;
-    }
-    return fmt::format("{:.1f} {}", value, kUnits[unit]);
-}
-
 std::string MemoryLimits::available_text() const {
     if (bound == MemoryBound::cgroup) {
         return fmt::format("{} (cgroup limit {}, {} in use)", bytes_text(available_bytes),

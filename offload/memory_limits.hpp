@@ -4,10 +4,11 @@
 #include <cstdint>
 #include <string>
 
+#include "shoal/text.hpp"
+
 namespace shoal::offload {
 
-// "21.4 GiB", "640.0 KiB", "17 B": one decimal, units of 1,024.
-std::string bytes_text(uint64_t bytes);
+using shoal::bytes_text;
 
 enum class MemoryBound : uint8_t { mem_available, cgroup };
 

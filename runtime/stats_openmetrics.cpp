@@ -102,6 +102,8 @@ std::string stats_to_openmetrics(const Stats& stats, const std::string& version)
         out.ratio("shoal_attention_mass_least_ratio", "Attention mass found, worst sample.",
                   stats.mass_recall_min);
     }
+    out.counter("shoal_rows_checked", "Rows compared with what was written (host.check_rows).",
+                stats.rows_checked);
     out.counter("shoal_dense_without_statistics",
                 "Queries served dense: no channel statistics yet.",
                 stats.dense_without_statistics);

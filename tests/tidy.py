@@ -48,9 +48,10 @@ Part = collections.namedtuple("Part", "name folder may")
 CORE = ("public", "kernels", "offload", "runtime", "calib")
 PARTS = (
     Part("public", "runtime/include/", ()),
+    Part("host", "runtime/engines/llama_cpp/host/", ("public",)),
     Part("engines", "runtime/engines/", ("public",)),
     Part("python", "runtime/python/", ("public",)),
-    Part("tool", "runtime/tool/", CORE),
+    Part("tool", "runtime/tool/", CORE + ("host",)),
     Part("runtime", "runtime/", ("public", "kernels", "offload", "calib")),
     Part("offload", "offload/", ("public", "kernels")),
     Part("kernels", "kernels/", ("public",)),
@@ -66,8 +67,9 @@ def part_of(path):
     return next((part for part in PARTS if path.startswith(part.folder)), None)
 
 
-# The plugin's own C header is what any host program includes: public, though it lies beside it.
-PUBLIC_HEADERS = ("runtime/engines/llama_cpp/shoal_llama.h",)
+# What any host program includes: public, though it lies beside the plugin.
+PUBLIC_HEADERS = ("runtime/engines/llama_cpp/shoal_llama.h",
+                  "runtime/engines/llama_cpp/shoal_llama_host.h")
 
 
 def included_part(target):

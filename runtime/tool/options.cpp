@@ -37,19 +37,30 @@ constexpr std::array<Spelling, 9> kSpellings = {{{"-ctk", "--cache-type-k"},
                                                  {"-no-cnv", "--no-chat"},
                                                  {"-tb", "--threads-batch"}}};
 
-Status check_flash_attention(const ModelFlags& flags) {
-    if (flags.no_kv_offload) {
-        return Status::error(StatusCode::unsupported,
-                             "--no-kv-offload: would keep the KV cache out of Shoal; leave it out");
-    }
-    const std::string& value = flags.flash_attention;
-    if (value == "on" || value == "auto" || value == "1") return Status::ok();
-    if (value == "off" || value == "0") {
-        return Status::error(StatusCode::unsupported,
-                             "--flash-attn off: Shoal needs it on (off keeps V transposed, so a "
-                             "token's row is no longer in one piece)");
-    }
+Result<llama_flash_attn_type> parse_flash_attention(const std::string& value) {
+    if (value == "on" || value == "1") return LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    if (value == "auto") return LLAMA_FLASH_ATTN_TYPE_AUTO;
+    if (value == "off" || value == "0") return LLAMA_FLASH_ATTN_TYPE_DISABLED;
     return input_error(fmt::format("--flash-attn {}: must be on or auto", value));
+}
+
+// What the flags say of the context, checked as the parameters they become.
+Status check_context(const ModelFlags& flags, ModelFile& model) {
+    const Result<llama_flash_attn_type> flash = parse_flash_attention(flags.flash_attention);
+    if (!flash) return flash.status();
+    const Result<ggml_type> k = parse_cache_type("-ctk", flags.type_k);
+    if (!k) return k.status();
+    const Result<ggml_type> v = parse_cache_type("-ctv", flags.type_v);
+    if (!v) return v.status();
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = static_cast<uint32_t>(flags.context);
+    params.flash_attn_type = *flash;
+    params.offload_kqv = !flags.no_kv_offload;
+    params.type_k = *k;
+    params.type_v = *v;
+    SHOAL_TRY(check_parameters(params, model));
+    model.shape.rows = {.k = *llama_host::row_dtype(*k), .v = *llama_host::row_dtype(*v)};
+    return Status::ok();
 }
 
 }  // namespace
@@ -136,7 +147,6 @@ Result<Prepared> prepare(const CommonFlags& flags) {
     if (!config) return config.status();
     prepared.config = std::move(*config);
     const ModelFlags& given = flags.model;
-    SHOAL_TRY(check_flash_attention(given));
     const Result<uint32_t> context = checked_number("-c", given.context, 0, kTokensMax);
     const Result<uint32_t> batch = checked_number("-b", given.batch, 1, 1 << 20);
     const Result<uint32_t> micro = checked_number("-ub", given.micro_batch, 1, 1 << 16);
@@ -144,15 +154,11 @@ Result<Prepared> prepare(const CommonFlags& flags) {
     for (const auto* number : {&context, &batch, &micro, &threads}) {
         if (!*number) return number->status();
     }
-    const Result<DType> k = parse_cache_type("-ctk", given.type_k);
-    if (!k) return k.status();
-    const Result<DType> v = parse_cache_type("-ctv", given.type_v);
-    if (!v) return v.status();
     Result<ModelFile> model = read_model_file(given.model);
     if (!model) return model.status();
+    SHOAL_TRY(check_context(given, *model));
     EngineOptions& engine = prepared.engine;
     engine.model = std::move(*model);
-    engine.model.shape.rows = {.k = *k, .v = *v};
     engine.config = prepared.config.config;
     engine.context_tokens = *context;
     engine.batch = std::max(*batch, *micro);

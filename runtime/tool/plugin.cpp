@@ -72,6 +72,7 @@ Stats stats_from_json(const std::string& text) {
     read("mass_recall_sum", stats.mass_recall_sum);
     read("mass_recall_min", stats.mass_recall_min);
     read("mass_recall_min_layer", stats.mass_recall_min_layer);
+    read("rows_checked", stats.rows_checked);
     read("dense_without_statistics", stats.dense_without_statistics);
     read("host_kv_bytes", stats.host_kv_bytes);
     read("label_bytes", stats.label_bytes);

@@ -39,12 +39,6 @@ winsize screen_size() {
 bool stdout_is_terminal() { return terminal_at(STDOUT_FILENO); }
 bool stderr_is_terminal() { return terminal_at(STDERR_FILENO); }
 
-std::string grouped(uint64_t number) {
-    std::string text = std::to_string(number);
-    for (size_t at = text.size(); at > 3; at -= 3) text.insert(at - 3, 1, ',');
-    return text;
-}
-
 ProgressBar::ProgressBar(std::string label, std::string unit, uint64_t total)
     : label_(std::move(label)), unit_(std::move(unit)), total_(total), start_(Clock::now()) {}
 

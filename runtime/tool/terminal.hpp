@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "shoal/text.hpp"
+
 namespace shoal::tool {
 
 bool stdout_is_terminal();
@@ -49,8 +51,5 @@ private:
     int columns_ = 80;
     std::chrono::steady_clock::time_point shown_;
 };
-
-// 1234567 -> "1,234,567".
-std::string grouped(uint64_t number);
 
 }  // namespace shoal::tool

@@ -81,7 +81,8 @@ ggml_tensor* DeviceGraph::attend(ggml_context* context, const Graph& graph, uint
             ggml_row_size(shape_.type, shape_.head_dim), cache->nb[1], 0);
         return ggml_permute(context, heads, 0, 2, 1, 3);
     };
-    const float scale = 1.0F / std::sqrt(static_cast<float>(shape_.head_dim));
+    const float factor = shape_.scales_differ && layer > 0 ? 2.0F : 1.0F;
+    const float scale = factor / std::sqrt(static_cast<float>(shape_.head_dim));
     // A CPU op in front of every attention, as a model has: its workers are then awake.
     ggml_tensor* q = ggml_permute(
         context, ggml_scale(context, graph.q, 1.0F + static_cast<float>(layer)), 0, 2, 1, 3);
@@ -104,7 +105,10 @@ DeviceGraph::Graph DeviceGraph::build(uint32_t queries, uint32_t slots_seen) con
     ggml_context* context = g.context.get();
     g.graph = ggml_new_graph_custom(context, kNodeMax, false);
     const int64_t row = int64_t{shape_.kv_heads} * shape_.head_dim;
-    g.slots = input(context, GGML_TYPE_I64, queries);
+    for (uint32_t layer = 0; layer < shape_.layers; ++layer) {
+        g.slots.push_back(shape_.slots_differ || layer == 0 ? input(context, GGML_TYPE_I64, queries)
+                                                            : g.slots[0]);
+    }
     g.mask = input(context, GGML_TYPE_F16, slots_seen, queries);
     g.k = input(context, GGML_TYPE_F32, row, queries);
     g.v = input(context, GGML_TYPE_F32, row, queries);
@@ -112,12 +116,19 @@ DeviceGraph::Graph DeviceGraph::build(uint32_t queries, uint32_t slots_seen) con
     for (uint32_t layer = 0; layer < shape_.layers; ++layer) {
         const float factor = 1.0F + 0.1F * static_cast<float>(layer);
         ggml_tensor* k = ggml_scale(context, g.k, factor);
-        ggml_build_forward_expand(g.graph, ggml_set_rows(context, k_[layer], k, g.slots));
+        ggml_build_forward_expand(g.graph,
+                                  ggml_set_rows(context, k_[layer], k, g.slots[layer]));
         if (v_[layer] != k_[layer]) {
             ggml_tensor* v = ggml_scale(context, g.v, factor);
-            ggml_build_forward_expand(g.graph, ggml_set_rows(context, v_[layer], v, g.slots));
+            ggml_build_forward_expand(g.graph,
+                                      ggml_set_rows(context, v_[layer], v, g.slots[layer]));
         }
         g.out = attend(context, g, layer, slots_seen);
+        ggml_set_output(g.out);
+        ggml_build_forward_expand(g.graph, g.out);
+    }
+    if (shape_.attends_again) {
+        g.out = attend(context, g, 0, slots_seen);
         ggml_set_output(g.out);
         ggml_build_forward_expand(g.graph, g.out);
     }
@@ -159,7 +170,13 @@ ggml_status DeviceGraph::compute(const GraphInput& in) {
             }
         }
     }
-    fill(g.slots, in.slots.data());
+    std::vector<int64_t> slots = in.slots;
+    for (size_t layer = 0; layer < g.slots.size(); ++layer) {
+        fill(g.slots[layer], slots.data());
+        if (shape_.slots_differ) {
+            for (int64_t& slot : slots) ++slot;
+        }
+    }
     fill(g.mask, mask.data());
     fill(g.k, in.k.data());
     fill(g.v, in.v.data());

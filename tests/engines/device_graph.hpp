@@ -31,6 +31,9 @@ struct GraphShape {
     float logit_softcap = 0.0F;
     bool sinks = false;
     bool matmul_instead = false;  // attention by matrix products, as with flash attention off
+    bool scales_differ = false;   // between the first layer and the others
+    bool slots_differ = false;    // each layer writes one slot further than the one before
+    bool attends_again = false;   // a layer more that has no cache but the first layer's
     uint32_t streams = 1;
     uint32_t first_layer = 0;
     const char* k_name = "cache_k_l%d";
@@ -73,7 +76,7 @@ private:
     struct Graph {
         ggml_context_ptr context;
         ggml_cgraph* graph = nullptr;
-        ggml_tensor* slots = nullptr;
+        std::vector<ggml_tensor*> slots;  // [layer]
         ggml_tensor* mask = nullptr;
         ggml_tensor* k = nullptr;
         ggml_tensor* v = nullptr;

@@ -150,6 +150,68 @@ TEST_F(Graph, FailedPassIsNotTheLast) {
     EXPECT_EQ(graph.compute(causal_input(shape, 8, 2, 5)), GGML_STATUS_SUCCESS);
 }
 
+TEST_F(Graph, SlotsBeyondTheStoreAndNeverWritten) {
+    GraphShape shape;
+    DeviceGraph graph(Engine::shoal, shape);
+    graph.make();
+    ASSERT_EQ(graph.compute(causal_input(shape, 0, 8, 1)), GGML_STATUS_SUCCESS);
+    const auto expect_failed = [&](const GraphInput& input, const char* reason) {
+        EXPECT_NE(graph.compute(input), GGML_STATUS_SUCCESS);
+        EXPECT_NE(std::string(plugin().last_error()).find(reason), std::string::npos)
+            << plugin().last_error();
+    };
+    GraphInput input = causal_input(shape, 8, 1, 2);
+    input.slots[0] = shape.slots;
+    expect_failed(input, "slot number 512: of 1 streams with 512 slots");
+    input.slots[0] = -1;
+    expect_failed(input, "slot number -1: ");
+    input.slots[0] = 8;
+    input.visible[0] = {{0, 9}, {20, 21}};
+    expect_failed(input, "[20, 21): must be ascending, disjoint, and end at 9 or before");
+    GraphInput far = causal_input(shape, 30, 1, 3);
+    far.visible[0] = {{30, 31}};
+    ASSERT_EQ(graph.compute(far), GGML_STATUS_SUCCESS);
+    expect_failed(input, "slot 20 is visible in layer 0 but has no K and V there");
+    EXPECT_EQ(graph.compute(causal_input(shape, 8, 1, 2)), GGML_STATUS_SUCCESS);
+}
+
+// What only a running graph shows.
+TEST_F(Graph, RefusedSteps) {
+    const auto expect_failed = [](const GraphShape& shape, const char* reason) {
+        DeviceGraph graph(Engine::shoal, shape);
+        graph.make();
+        EXPECT_NE(graph.compute(causal_input(shape, 0, 4, 1)), GGML_STATUS_SUCCESS);
+        EXPECT_NE(std::string(plugin().last_error()).find(reason), std::string::npos)
+            << plugin().last_error();
+    };
+    GraphShape shape;
+    shape.slots_differ = true;
+    expect_failed(shape, "layer 1 writes other slots than the layers before it: not supported");
+    shape = {};
+    shape.attends_again = true;
+    expect_failed(shape, "layer 0 attends without having written rows in this step: layers that "
+                         "share a cache are not supported");
+}
+
+TEST_F(Graph, FilledWithAnythingButZero) {
+    GraphShape shape;
+    DeviceGraph graph(Engine::shoal, shape);
+    graph.make();
+    ggml_backend_buffer_clear(graph.k(0)->buffer, 1);
+    EXPECT_NE(take_log().find("filling a KV cache with 1 instead of 0"), std::string::npos);
+    EXPECT_NE(graph.compute(causal_input(shape, 0, 4, 1)), GGML_STATUS_SUCCESS) << "not forgotten";
+    ggml_backend_buffer_clear(graph.k(0)->buffer, 0);
+    EXPECT_EQ(graph.compute(causal_input(shape, 0, 4, 1)), GGML_STATUS_SUCCESS);
+}
+
+// A mask has no positions: a token that comes later in the text is attended where it is opened.
+TEST_F(Graph, LaterTokensAreAttendedAsStockDoes) {
+    GraphShape shape;
+    GraphInput input = causal_input(shape, 8, 8, 2);
+    input.visible.assign(8, {{0, 16}});
+    expect_same(shape, {causal_input(shape, 0, 8, 1), input});
+}
+
 TEST_F(Graph, RefusedShapes) {
     GraphShape shape;
     shape.max_bias = 8.0F;
@@ -175,6 +237,9 @@ TEST_F(Graph, RefusedShapes) {
     shape = {};
     shape.type = GGML_TYPE_Q4_0;
     expect_refused(shape, "cache type q4_0");
+    shape = {};
+    shape.scales_differ = true;
+    expect_refused(shape, "models whose layers differ in these are not supported");
     shape = {};
     shape.head_dim = 272;
     expect_refused(shape, "272");

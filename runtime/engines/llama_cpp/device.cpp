@@ -19,6 +19,10 @@
 #include "settings.hpp"
 #include "side_calls.hpp"
 
+namespace shoal {
+extern const char kVersion[];  // of libshoal.so, written by the build
+}
+
 namespace shoal::llama_cpp {
 
 namespace {
@@ -48,6 +52,10 @@ uint64_t kv_was_made() {
 
 // Why this copy of the plugin cannot serve this copy of ggml, or "".
 std::string load_refusal() {
+    if (std::strcmp(kVersion, SHOAL_VERSION) != 0) {
+        return fmt::format("built for libshoal.so {}, but {} is loaded: take both from one build",
+                           SHOAL_VERSION, kVersion);
+    }
     const std::string loaded = ggml_version();
     if (loaded == SHOAL_GGML_VERSION) return "";
     return fmt::format("built for ggml {}, but {} is loaded: rebuild the plugin with "
@@ -186,6 +194,23 @@ ggml_backend_reg make_registry() {
     return registry;
 }
 
+// A device of another file, which this one would not know the caches of; or "".
+std::string other_copy(ggml_backend_reg_t self) {
+    for (size_t i = 0; i < ggml_backend_reg_count(); ++i) {
+        ggml_backend_reg_t registry = ggml_backend_reg_get(i);
+        const bool is_shoal = std::strcmp(ggml_backend_reg_name(registry), "Shoal") == 0;
+        if (registry == self || !is_shoal) continue;
+        const char* loaded = ggml_backend_reg_dev_count(registry) == 0
+                                 ? "Shoal"
+                                 : ggml_backend_dev_description(
+                                       ggml_backend_reg_dev_get(registry, 0));
+        return fmt::format("a second copy of Shoal's device: loaded already is {}; this one is {}. "
+                           "Load one only (GGML_BACKEND_PATH, ggml_backend_load)", loaded,
+                           device_description(nullptr));
+    }
+    return "";
+}
+
 // Said at load, when the engine's log still goes to stderr: some programs silence it afterwards.
 // The device stays registered and refuses contexts, so that nothing runs as stock unnoticed.
 void say_what_is_wrong() {
@@ -204,6 +229,11 @@ extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backen
     static ggml_backend_reg registry = adapter::make_registry();
     static ggml_backend_device device = adapter::make_device(&registry);
     registry.context = &device;
+    const std::string other = adapter::other_copy(&registry);
+    if (!other.empty()) {
+        adapter::log_failure(other);
+        return nullptr;
+    }
     adapter::set_buffer_type_device(&device);
     adapter::set_kv_listener(adapter::kv_was_made);
     adapter::say_what_is_wrong();

@@ -77,7 +77,12 @@ ConstTensor KvCache::run_rows(const KvTensor& tensor, const std::byte* data) con
                       shape.kv_head_count, is_k ? shape.k_head_dim : shape.v_head_dim);
 }
 
+bool KvCache::leads_notes(const KvTensor& tensor) const {
+    return tensor.part == Session::Part::k && &tensor == any_layer().k.get();
+}
+
 Status KvCache::put_run(const KvTensor& tensor, const std::byte* data) {
+    if (leads_notes(tensor)) notes_.forget(run_stream_, run_slots_);
     const bool is_k = tensor.part == Session::Part::k;
     const ConstTensor rows = run_rows(tensor, data);
     return session_->put(LayerId{tensor.layer}, stores_[run_stream_], run_slots_,

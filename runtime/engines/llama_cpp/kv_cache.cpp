@@ -12,6 +12,7 @@
 #include "ggml-backend.h"
 #include "log.hpp"
 #include "settings.hpp"
+#include "shoal/text.hpp"
 
 namespace shoal::llama_cpp {
 
@@ -30,14 +31,6 @@ std::optional<DType> dtype_of(ggml_type type) {
         case GGML_TYPE_F32: return DType::f32;
         default: return std::nullopt;
     }
-}
-
-std::string with_thousands(uint64_t value) {
-    std::string digits = std::to_string(value);
-    for (auto i = static_cast<int64_t>(digits.size()) - 3; i > 0; i -= 3) {
-        digits.insert(static_cast<size_t>(i), 1, ',');
-    }
-    return digits;
 }
 
 const char* selector_name(SelectorKind kind) {
@@ -229,6 +222,7 @@ Result<KvCache::SessionPlan> KvCache::session_plan(const Config& config, size_t 
         plan.config.selector.kind = SelectorKind::dense;
         plan.config.profile.path.clear();
         plan.config.budget.dense_layers.clear();
+        plan.config.sharing = {};
     }
     const Layer& first = any_layer();
     plan.shape.q_head_count = q_head_count_;
@@ -320,7 +314,7 @@ std::string KvCache::describe() const {
         std::strcmp(k_type, v_type) == 0 ? k_type : fmt::format("{} and {}", k_type, v_type);
     const std::string heads =
         uniform ? fmt::format("{} KV heads x {}, ", first.kv_head_count, first.k_head_dim) : "";
-    std::string tokens = with_thousands(any_layer().k->slot_count());
+    std::string tokens = grouped(any_layer().k->slot_count());
     if (stores_.size() > 1) tokens = fmt::format("{} x {}", stores_.size(), tokens);
     std::string executor = "own threads (oneTBB): the engine has no OpenMP";
     if (omp_ != nullptr) {
@@ -346,6 +340,7 @@ Status KvCache::clear() {
     failure_.clear();
     if (!has_session()) return Status::ok();
     abandon_step();
+    notes_.clear();
     for (const StoreId store : stores_) SHOAL_TRY(session_->clear(store));
     return Status::ok();
 }

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "attention_op.hpp"
+#include "batch_notes.hpp"
 #include "cpu_backend.hpp"
 #include "delegate.hpp"
 #include "ggml.h"
@@ -76,6 +77,9 @@ public:
     // engine thinks they are, and it does not always look at what a device answers.
     void fail_until_cleared(const std::string& reason);
 
+    // What was noted of a slot that query `query` of the last step read.
+    NotedToken noted(uint32_t query, uint32_t slot) const;
+
     // One line for a person: what the context's caches hold, under which policy, by whose threads.
     std::string describe() const;
 
@@ -119,6 +123,8 @@ private:
                         Run do_run);
     // Rows run_slots_ of stream run_stream_ of a tensor.
     ConstTensor run_rows(const KvTensor& tensor, const std::byte* data) const;
+    // Whether notes follow what happens to this tensor: one of all, since all hold the same tokens.
+    bool leads_notes(const KvTensor& tensor) const;
     Status put_run(const KvTensor& tensor, const std::byte* data);
     Status read_run(const KvTensor& tensor, std::byte* data);
     Status rotate_stream(const ggml_tensor& op, const KvTensor& tensor, uint32_t stream);
@@ -160,6 +166,8 @@ private:
     uint64_t mask_version_ = 0;
     MaskRanges mask_ranges_;
     std::vector<uint32_t> mask_query_offsets_;
+
+    BatchNotes notes_;
 
     std::vector<std::byte> row_;         // one row, for partial writes and reads
     uint32_t run_stream_ = 0;

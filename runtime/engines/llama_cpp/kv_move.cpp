@@ -105,6 +105,7 @@ Status KvCache::rotate_run(const ggml_tensor& op, const KvTensor& tensor) {
     node.src[2] = op.src[2];
     std::memcpy(node.op_params, op.op_params, sizeof(node.op_params));
     SHOAL_TRY(cpu_.compute(node, engine_threads_, "context shift"));
+    if (leads_notes(tensor)) notes_.shift(run_stream_, run_slots_, run_shifts_);
     return session_->replace(LayerId{tensor.layer}, stores_[run_stream_], run_slots_,
                              run_rows(tensor, run_keys_.data()), ConstTensor{});
 }
@@ -119,9 +120,11 @@ bool KvCache::copy_stream(const ggml_tensor& from, const ggml_tensor& to, Status
         }
     }
     abandon_step();
-    status = session_->copy(LayerId{tensor.layer}, tensor.part,
-                            stores_[from.view_offs / tensor.stream_bytes()],
-                            stores_[to.view_offs / tensor.stream_bytes()]);
+    const auto from_stream = static_cast<uint32_t>(from.view_offs / tensor.stream_bytes());
+    const auto to_stream = static_cast<uint32_t>(to.view_offs / tensor.stream_bytes());
+    if (leads_notes(tensor)) notes_.copy(from_stream, to_stream);
+    status = session_->copy(LayerId{tensor.layer}, tensor.part, stores_[from_stream],
+                            stores_[to_stream]);
     return true;
 }
 

@@ -103,6 +103,10 @@ Status KvCache::begin_step(uint32_t layer, Session::Part part, const ggml_tensor
         input.token_offsets = step_offsets_;
         input.slots = step_slots_;
         SHOAL_TRY(session_->begin_step(input));
+        if (!is_windowed_) {
+            notes_.step(step_stream_first_, step_offsets_, step_slots_,
+                        static_cast<uint32_t>(stores_.size()), any_layer().k->slot_count());
+        }
         in_step_ = true;
         ++step_number_;
         step_layer_ = layer;
@@ -229,6 +233,14 @@ Status KvCache::attend_here(const ggml_tensor& op) {
     visibility.ranges = mask_ranges_.ranges;
     visibility.version = mask_version_;
     return session_->attend(LayerId{attention.tensor().layer}, q, visibility, out);
+}
+
+NotedToken KvCache::noted(uint32_t query, uint32_t slot) const {
+    const auto next =
+        std::upper_bound(mask_query_offsets_.begin(), mask_query_offsets_.end(), query);
+    if (next == mask_query_offsets_.begin() || next == mask_query_offsets_.end()) return {};
+    const auto stream = static_cast<uint32_t>(next - mask_query_offsets_.begin()) - 1;
+    return notes_.at(step_stream_first_ + stream, slot);
 }
 
 }  // namespace shoal::llama_cpp

@@ -56,8 +56,14 @@ SHOAL_LLAMA_API const char* shoal_llama_reconfigure(const char* text);
  * at most size - 1 bytes and a 0 into `buffer`; returns the length of the whole text. */
 SHOAL_LLAMA_API size_t shoal_llama_config_toml(char* buffer, size_t size);
 
-/* Counters of the live session as one JSON object (shoal/stats.hpp), and the line that was logged
- * at creation. Copied and returned as above; 0 when there is no live session. */
+/* The configuration that the next context will get, as TOML, copied as above. `length`: of the
+ * whole text. Fails where a context would, e.g. when SHOAL_CONFIG names a file that is missing. */
+SHOAL_LLAMA_API const char* shoal_llama_next_config_toml(char* buffer, size_t size,
+                                                         size_t* length);
+
+/* Counters of the live session as one JSON object (shoal/stats.hpp, and those of noted batches),
+ * and the line that was logged at creation. Copied and returned as above; 0 when there is no live
+ * session. */
 SHOAL_LLAMA_API size_t shoal_llama_stats_json(char* buffer, size_t size);
 SHOAL_LLAMA_API size_t shoal_llama_describe(char* buffer, size_t size);
 SHOAL_LLAMA_API void shoal_llama_reset_stats(void);
@@ -87,6 +93,27 @@ SHOAL_LLAMA_API const char* shoal_llama_write_profile(const char* path, const ch
 SHOAL_LLAMA_API int64_t shoal_llama_attended(uint32_t layer, uint32_t query, uint32_t kv_head,
                                              uint32_t* slots, size_t capacity);
 
+/* Tells which tokens the calling thread's next llama_decode brings, in the order of its batch, so
+ * that Shoal knows what lies in which slot: llama.cpp does not say. `tokens`: NULL for embeddings;
+ * `sequences`: the first sequence of each. Nothing that Shoal computes depends on it. Tokens that
+ * were noted and do not come, and those that come without having been noted, are counted
+ * (tokens_missing, tokens_unnoted). Refuses negative numbers; shoal_llama_note_batch
+ * (shoal_llama_host.h) checks more. */
+SHOAL_LLAMA_API const char* shoal_llama_note_tokens(const int32_t* tokens,
+                                                    const int32_t* positions,
+                                                    const int32_t* sequences, size_t count);
+
+/* As shoal_llama_attended, with what was noted of each slot; -1 where nothing was, as after the
+ * restore of a state. */
+typedef struct shoal_llama_row {
+    uint32_t slot;
+    int32_t token;
+    int32_t position; /* follows context shifts */
+    int32_t sequence; /* in which it was decoded: copies of a sequence share slots */
+} shoal_llama_row;
+SHOAL_LLAMA_API int64_t shoal_llama_attended_rows(uint32_t layer, uint32_t query, uint32_t kv_head,
+                                                  shoal_llama_row* rows, size_t capacity);
+
 /* For tests only. Not 0: attention of every context is handed to ggml's own CPU kernel, over rows
  * read back out of Shoal. Slow; exists to show that the rows are the ones stock llama.cpp holds. */
 SHOAL_LLAMA_API void shoal_llama_set_delegate(int on);
@@ -100,6 +127,7 @@ typedef const char* (*shoal_llama_configure_t)(const char* text);
 typedef const char* (*shoal_llama_set_model_t)(const char* fingerprint);
 typedef const char* (*shoal_llama_reconfigure_t)(const char* text);
 typedef size_t (*shoal_llama_config_toml_t)(char* buffer, size_t size);
+typedef const char* (*shoal_llama_next_config_toml_t)(char* buffer, size_t size, size_t* length);
 typedef size_t (*shoal_llama_stats_json_t)(char* buffer, size_t size);
 typedef size_t (*shoal_llama_describe_t)(char* buffer, size_t size);
 typedef void (*shoal_llama_reset_stats_t)(void);
@@ -110,6 +138,10 @@ typedef const char* (*shoal_llama_trace_stage_name_t)(uint32_t stage);
 typedef const char* (*shoal_llama_write_profile_t)(const char* path, const char* source);
 typedef int64_t (*shoal_llama_attended_t)(uint32_t layer, uint32_t query, uint32_t kv_head,
                                           uint32_t* slots, size_t capacity);
+typedef const char* (*shoal_llama_note_tokens_t)(const int32_t* tokens, const int32_t* positions,
+                                                 const int32_t* sequences, size_t count);
+typedef int64_t (*shoal_llama_attended_rows_t)(uint32_t layer, uint32_t query, uint32_t kv_head,
+                                               shoal_llama_row* rows, size_t capacity);
 typedef void (*shoal_llama_set_delegate_t)(int on);
 typedef const char* (*shoal_llama_last_error_t)(void);
 

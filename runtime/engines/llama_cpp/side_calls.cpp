@@ -4,7 +4,11 @@
 #include <cstring>
 #include <iterator>
 #include <string>
+#include <vector>
 
+#include <fmt/format.h>
+
+#include "batch_notes.hpp"
 #include "kv_cache.hpp"
 #include "log.hpp"
 #include "settings.hpp"
@@ -59,6 +63,37 @@ Status write_profile(const char* path, const char* source) {
     return cache->session()->write_profile(path, source == nullptr ? "" : source);
 }
 
+Status note(const int32_t* tokens, const int32_t* positions, const int32_t* sequences,
+            size_t count) {
+    if (count > 0 && (positions == nullptr || sequences == nullptr)) {
+        return Status::error(StatusCode::invalid_argument,
+                             "positions and sequences must not be NULL");
+    }
+    std::vector<NotedToken> noted(count);
+    for (size_t i = 0; i < count; ++i) {
+        noted[i] = {tokens == nullptr ? -1 : tokens[i], positions[i], sequences[i]};
+        for (const auto& [name, value] : {std::pair{"token", tokens == nullptr ? 0 : tokens[i]},
+                                          std::pair{"position", positions[i]},
+                                          std::pair{"sequence", sequences[i]}}) {
+            if (value >= 0) continue;
+            return Status::error(StatusCode::invalid_argument,
+                                 fmt::format("{}s[{}] = {}: must be 0 or more", name, i, value));
+        }
+    }
+    note_tokens(noted);
+    return Status::ok();
+}
+
+// The session's object, with the counters of notes at its end.
+std::string stats_text(KvCache& cache) {
+    std::string text = stats_to_json(cache.session()->stats());
+    const NoteCounters& notes = note_counters();
+    text.pop_back();
+    return text + fmt::format(",\"tokens_noted\":{},\"tokens_missing\":{},\"tokens_unnoted\":{}}}",
+                              notes.tokens_noted.load(), notes.tokens_missing.load(),
+                              notes.tokens_unnoted.load());
+}
+
 }  // namespace
 
 }  // namespace shoal::llama_cpp
@@ -89,10 +124,16 @@ size_t shoal_llama_config_toml(char* buffer, size_t size) {
     return adapter::copy_text(config ? config_to_toml(*config) : "", buffer, size);
 }
 
+const char* shoal_llama_next_config_toml(char* buffer, size_t size, size_t* length) {
+    const shoal::Result<shoal::Config> config = adapter::next_config();
+    const size_t whole = adapter::copy_text(config ? config_to_toml(*config) : "", buffer, size);
+    if (length != nullptr) *length = whole;
+    return adapter::error_text(config.status());
+}
+
 size_t shoal_llama_stats_json(char* buffer, size_t size) {
     adapter::KvCache* cache = adapter::KvCache::newest();
-    return adapter::copy_text(
-        cache == nullptr ? "" : shoal::stats_to_json(cache->session()->stats()), buffer, size);
+    return adapter::copy_text(cache == nullptr ? "" : adapter::stats_text(*cache), buffer, size);
 }
 
 size_t shoal_llama_describe(char* buffer, size_t size) {
@@ -147,6 +188,25 @@ int64_t shoal_llama_attended(uint32_t layer, uint32_t query, uint32_t kv_head, u
     return static_cast<int64_t>(attended.size());
 }
 
+const char* shoal_llama_note_tokens(const int32_t* tokens, const int32_t* positions,
+                                    const int32_t* sequences, size_t count) {
+    return adapter::error_text(adapter::note(tokens, positions, sequences, count));
+}
+
+int64_t shoal_llama_attended_rows(uint32_t layer, uint32_t query, uint32_t kv_head,
+                                  shoal_llama_row* rows, size_t capacity) {
+    adapter::KvCache* cache = adapter::KvCache::newest();
+    if (cache == nullptr) return -1;
+    const std::vector<uint32_t> slots =
+        cache->session()->attended_slots(shoal::LayerId{layer}, query, kv_head);
+    const size_t count = rows == nullptr ? 0 : std::min(capacity, slots.size());
+    for (size_t i = 0; i < count; ++i) {
+        const adapter::NotedToken noted = cache->noted(query, slots[i]);
+        rows[i] = {slots[i], noted.token, noted.position, noted.sequence};
+    }
+    return static_cast<int64_t>(slots.size());
+}
+
 void shoal_llama_set_delegate(int on) { adapter::set_delegate(on != 0); }
 
 const char* shoal_llama_last_error(void) {
@@ -171,6 +231,8 @@ void* side_call(const char* name) {
         SHOAL_LLAMA_ENTRY(shoal_llama_trace),        SHOAL_LLAMA_ENTRY(shoal_llama_read_trace),
         SHOAL_LLAMA_ENTRY(shoal_llama_trace_stage_name),
         SHOAL_LLAMA_ENTRY(shoal_llama_write_profile), SHOAL_LLAMA_ENTRY(shoal_llama_attended),
+        SHOAL_LLAMA_ENTRY(shoal_llama_next_config_toml),
+        SHOAL_LLAMA_ENTRY(shoal_llama_note_tokens),  SHOAL_LLAMA_ENTRY(shoal_llama_attended_rows),
         SHOAL_LLAMA_ENTRY(shoal_llama_set_delegate), SHOAL_LLAMA_ENTRY(shoal_llama_last_error),
     };
 #undef SHOAL_LLAMA_ENTRY
