@@ -95,7 +95,12 @@ Status config_check(const Config& config) {
         const Result<ConfigValue> read = config_key_read(key, value);
         if (!read) return read.status();
     }
-    return Status::ok();
+    const ConfigKey& page = *config_key_find("selector.page");
+    if (static_cast<size_t>(std::get<int64_t>(page.get(config))) < page.choices.size()) {
+        return Status::ok();
+    }
+    return invalid("", fmt::format("selector.page = {}: must be {}", config.selector.page,
+                                   config_key_allowed(page)));
 }
 
 std::vector<ConfigSetting> config_settings(const Config& config) {

@@ -18,13 +18,17 @@ using Names = std::span<const std::string_view>;
 constexpr int64_t kMaxU32 = std::numeric_limits<uint32_t>::max();
 constexpr int64_t kMaxI32 = std::numeric_limits<int32_t>::max();
 
-constexpr std::array<std::string_view, 3> kSelectorNames = {"labels", "dense", "recent"};
+constexpr std::array<std::string_view, 5> kSelectorNames = {"labels", "dense", "recent",
+                                                             "page_bounds", "hybrid"};
 constexpr std::array<std::string_view, 2> kCombineNames = {"sum", "max"};
-constexpr std::array<std::string_view, 2> kSharingNames = {"layer", "head"};
+constexpr std::array<std::string_view, 3> kSharingNames = {"layer", "head", "tidal"};
+constexpr std::array<std::string_view, 2> kSharingHeadsNames = {"shared", "index"};
 constexpr std::array<std::string_view, 5> kLabelBitsNames = {"mixed", "2", "4", "8", "16"};
 constexpr std::array<LabelBits, 5> kLabelBits = {LabelBits::mixed, LabelBits::bits2,
                                                  LabelBits::bits4, LabelBits::bits8,
                                                  LabelBits::bits16};
+constexpr std::array<std::string_view, 5> kPageNames = {"4", "8", "16", "32", "64"};
+constexpr std::array<uint32_t, 5> kPages = {4, 8, 16, 32, 64};
 
 int64_t integer_of(const ConfigValue& value) { return std::get<int64_t>(value); }
 
@@ -78,17 +82,29 @@ ConfigKey label_bits_key() {
             }};
 }
 
-ConfigKey dense_layers_key() {
-    return {"budget.dense_layers", Kind::list, {}, 0, kMaxI32, {},
-            "layers that attend everything, up to dense_rows tokens",
+ConfigKey page_key() {
+    return {"selector.page", Kind::choice, kPageNames, 0, 0, {},
+            "tokens of a page, for page_bounds and hybrid",
             [](const Config& c) -> ConfigValue {
-                return std::vector<int64_t>(c.budget.dense_layers.begin(),
-                                            c.budget.dense_layers.end());
+                return std::find(kPages.begin(), kPages.end(), c.selector.page) - kPages.begin();
             },
             [](Config& c, const ConfigValue& value) {
-                c.budget.dense_layers.clear();
+                c.selector.page = kPages.at(static_cast<size_t>(integer_of(value)));
+            }};
+}
+
+template <auto Section, auto Field>
+ConfigKey layers_key(std::string_view name, std::string_view doc) {
+    return {name, Kind::list, {}, 0, kMaxI32, {}, doc,
+            [](const Config& c) -> ConfigValue {
+                const std::vector<uint32_t>& layers = field<Section, Field>(c);
+                return std::vector<int64_t>(layers.begin(), layers.end());
+            },
+            [](Config& c, const ConfigValue& value) {
+                std::vector<uint32_t>& layers = field<Section, Field>(c);
+                layers.clear();
                 for (const int64_t layer : std::get<std::vector<int64_t>>(value)) {
-                    c.budget.dense_layers.push_back(static_cast<uint32_t>(layer));
+                    layers.push_back(static_cast<uint32_t>(layer));
                 }
             }};
 }
@@ -118,7 +134,8 @@ std::vector<ConfigKey> make_keys() {
     return {
         choice_key<&C::selector, &C::Selector::kind>(
             "selector.kind", kSelectorNames,
-            "what picks the tokens to attend: key labels, everything, or the safety set alone"),
+            "what picks the tokens to attend: key labels, bounds of the keys of a page, bounds and "
+            "then labels; or everything, or the safety set alone"),
         label_bits_key(),
         integer_key<&C::selector, &C::Selector::row_bits>(
             "selector.row_bits", 0, 4096, {},
@@ -126,13 +143,18 @@ std::vector<ConfigKey> make_keys() {
         choice_key<&C::selector, &C::Selector::combine>(
             "selector.combine", kCombineNames,
             "how the scores of heads that share a selection are combined"),
+        page_key(),
         integer_key<&C::budget, &C::Budget::rows>(
             "budget.rows", 1, kMaxI32, kDenseHint,
             "tokens selected per query and group of heads, on top of the safety set"),
+        boolean_key<&C::budget, &C::Budget::adaptive>(
+            "budget.adaptive", "layers whose attention is spread select more rows, others fewer, "
+                               "as many together"),
         integer_key<&C::budget, &C::Budget::dense_rows>(
             "budget.dense_rows", 1, kMaxI32, kDenseHint,
             "most tokens that a dense layer attends; beyond that it selects this many"),
-        dense_layers_key(),
+        layers_key<&C::budget, &C::Budget::dense_layers>(
+            "budget.dense_layers", "layers that attend everything, up to dense_rows tokens"),
         integer_key<&C::budget, &C::Budget::dense_below>(
             "budget.dense_below", 0, kMaxU32, {},
             "attention is dense while a query sees at most this many tokens; 0 is 2 x rows"),
@@ -141,7 +163,14 @@ std::vector<ConfigKey> make_keys() {
             "a step with more queries than this (prefill) gets exact attention"),
         choice_key<&C::sharing, &C::Sharing::kind>(
             "sharing.kind", kSharingNames,
-            "which heads share one selection: all KV heads of a layer, or none"),
+            "which heads share one selection: all KV heads of a layer; none; or those of an anchor "
+            "layer and of the layers after it, up to the next"),
+        layers_key<&C::sharing, &C::Sharing::anchors>(
+            "sharing.anchors", "layers that select, for tidal"),
+        choice_key<&C::sharing, &C::Sharing::heads>(
+            "sharing.heads", kSharingHeadsNames,
+            "for tidal: an anchor selects one set for all its KV heads, or one for each, reused by "
+            "the head of the same number"),
         integer_key<&C::safety, &C::Safety::sinks>(
             "safety.sinks", 0, kMaxI32, {}, "first tokens, always attended"),
         integer_key<&C::safety, &C::Safety::window>(

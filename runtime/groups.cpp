@@ -30,10 +30,20 @@ kernels::PieceFormat piece_format(const LayerShape& layer, const RowFormat& rows
     return piece;
 }
 
+Status invalid(std::string message) {
+    return Status::error(StatusCode::invalid_argument, std::move(message));
+}
+
+bool contains(const std::vector<uint32_t>& layers, uint32_t layer) {
+    return std::find(layers.begin(), layers.end(), layer) != layers.end();
+}
+
 }  // namespace
 
 Groups::Groups(const ModelShape& shape, const Config& config) {
-    const bool per_head = config.sharing.kind == SharingKind::head;
+    const bool per_head = config.sharing.kind == SharingKind::head ||
+                          (config.sharing.kind == SharingKind::tidal &&
+                           config.sharing.heads == SharingHeads::index);
     for (uint32_t l = 0; l < shape.layers.size(); ++l) {
         const LayerShape& layer = shape.layers[l];
         const uint32_t begin = count();
@@ -48,19 +58,75 @@ Groups::Groups(const ModelShape& shape, const Config& config) {
                                   ? shape.attention_scale
                                   : 1.0F / std::sqrt(static_cast<float>(layer.k_head_dim));
                 group.piece = piece_format(layer, shape.rows, heads_each);
+                group.sliding = layer.kind == LayerKind::sliding;
+                group.index = count();
                 groups_.push_back(group);
             }
         }
         layer_groups_.push_back({begin, count()});
     }
-    set_dense_layers(config);
+    set_policy(config);
 }
 
-void Groups::set_dense_layers(const Config& config) {
-    const std::vector<uint32_t>& dense = config.budget.dense_layers;
+void Groups::set_policy(const Config& config) {
     for (Group& group : groups_) {
-        group.dense = std::find(dense.begin(), dense.end(), group.layer) != dense.end();
+        group.dense = contains(config.budget.dense_layers, group.layer);
+        group.anchor = group.index;
     }
+    if (config.sharing.kind == SharingKind::tidal) set_anchors(config);
+    for (Group& group : groups_) group.served = 0;
+    for (const Group& group : groups_) groups_[group.anchor].served++;
+}
+
+// A layer that is not an anchor itself attends what the anchor before it selected. Dense layers and
+// those before the first anchor decide for themselves.
+void Groups::set_anchors(const Config& config) {
+    SlotRange anchor;  // the groups of the last one
+    for (uint32_t layer = 0; layer < layer_groups_.size(); ++layer) {
+        const SlotRange groups = layer_groups_[layer];
+        if (contains(config.sharing.anchors, layer)) {
+            anchor = groups;
+            continue;
+        }
+        for (uint32_t g = groups.begin; g < groups.end && anchor.begin != anchor.end; ++g) {
+            Group& group = groups_[g];
+            if (!group.dense && !group.sliding) group.anchor = anchor.begin + g - groups.begin;
+        }
+    }
+}
+
+Status check_sharing(const Config& config, const ModelShape& shape) {
+    if (config.sharing.kind != SharingKind::tidal) return Status::ok();
+    if (config.sharing.anchors.empty()) {
+        return invalid("sharing.anchors = []: must name 1 layer or more with sharing.kind = "
+                       "\"tidal\"");
+    }
+    for (const uint32_t anchor : config.sharing.anchors) {
+        const std::string which = fmt::format("sharing.anchors: {}: ", anchor);
+        if (anchor >= shape.layers.size()) {
+            return invalid(fmt::format("{}must be below {}, the layers of this model", which,
+                                       shape.layers.size()));
+        }
+        if (shape.layers[anchor].kind != LayerKind::full) {
+            return invalid(which + "must be a layer with attention over every earlier token");
+        }
+        if (contains(config.budget.dense_layers, anchor)) {
+            return invalid(which + "is in budget.dense_layers too: a dense layer is no anchor, "
+                                   "name it in one of the two");
+        }
+    }
+    if (config.sharing.heads != SharingHeads::index) return Status::ok();
+    const LayerShape* first = nullptr;
+    for (uint32_t l = 0; l < shape.layers.size(); ++l) {
+        const LayerShape& layer = shape.layers[l];
+        if (layer.kind != LayerKind::full) continue;
+        if (first == nullptr) first = &layer;
+        if (layer.kv_head_count == first->kv_head_count) continue;
+        return invalid(fmt::format("sharing.heads = \"index\": layer {} has {} KV heads, others "
+                                   "have {}: must be equal, or set sharing.heads = \"shared\"",
+                                   l, layer.kv_head_count, first->kv_head_count));
+    }
+    return Status::ok();
 }
 
 std::string model_shape_error(const ModelShape& shape) {

@@ -1,6 +1,8 @@
 // One function asks for all memory of a session; plan() runs it with an arena that only counts.
 #include <algorithm>
 
+#include "runtime/adaptive_rows.hpp"
+#include "runtime/query_view.hpp"
 #include "runtime/session_state.hpp"
 
 namespace shoal {
@@ -63,8 +65,10 @@ uint64_t seen_bytes(const SessionState& state) {
 
 uint32_t SessionState::list_rows(const Config& config, const Group& group,
                                  uint32_t slot_count_max) {
-    const uint64_t rows = uint64_t{group.dense ? config.budget.dense_rows : config.budget.rows} +
-                          config.safety.sinks + config.safety.window;
+    if (!group.selects()) return 0;  // it attends the list of its anchor
+    uint64_t rows = group.dense ? config.budget.dense_rows : config.budget.rows;
+    if (config.budget.adaptive && !group.dense) rows *= static_cast<uint64_t>(kRowsFactorMax);
+    rows += uint64_t{config.safety.sinks} + config.safety.window;
     return static_cast<uint32_t>(std::min<uint64_t>(rows, slot_count_max));
 }
 
@@ -80,14 +84,17 @@ Limits limits_of(const Config& config, const SessionOptions& options, const Grou
         limits.kv_head_count_max = std::max(limits.kv_head_count_max, group.piece.kv_head_count);
         limits.v_head_dim_max = std::max(limits.v_head_dim_max, group.piece.v_head_dim);
     }
-    limits.labels.enabled = config.selector.kind == SelectorKind::labels;
-    limits.labels.row_bits = config.selector.row_bits;
-    limits.labels.channel_bits = static_cast<uint32_t>(config.selector.label_bits);
+    const SelectorKind kind = config.selector.kind;
+    limits.summaries.labels = uses_labels(kind);
+    limits.summaries.row_bits = config.selector.row_bits;
+    limits.summaries.channel_bits = static_cast<uint32_t>(config.selector.label_bits);
+    limits.summaries.page_slots = uses_pages(kind) ? config.selector.page : 0;
     return limits;
 }
 
 SelectorLimits selector_limits(const Limits& limits) {
-    return {limits.slot_count_max, limits.q_head_count_max, limits.kv_head_count_max};
+    return {limits.slot_count_max, limits.q_head_count_max, limits.kv_head_count_max,
+            limits.summaries.page_slots};
 }
 
 Status lay_out(offload::Arena& arena, SessionState& state) {
@@ -95,10 +102,12 @@ Status lay_out(offload::Arena& arena, SessionState& state) {
     for (uint32_t i = 0; i < state.options.store_count_max; ++i) {
         Result<std::unique_ptr<Store>> store =
             Store::create(arena, state.groups, limits.slot_count_max,
-                          {.labels = limits.labels, .queries_max = limits.queries_max,
+                          {.summaries = limits.summaries, .queries_max = limits.queries_max,
                            .check_rows = state.config.host.check_rows});
         if (!store) return store.status();
-        if (!arena.is_counting()) state.stores.push_back(std::move(*store));
+        if (arena.is_counting()) continue;
+        (*store)->start_pages(*state.backend, limits.summaries.page_slots);
+        state.stores.push_back(std::move(*store));
     }
     Workspace& work = state.workspace;
     SHOAL_TRY(take(arena, MemoryTag::workspace,

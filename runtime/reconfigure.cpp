@@ -16,13 +16,35 @@ Status refuse(const char* key) {
                                      key));
 }
 
+// The same groups, and those that would select hold what they select by.
+Status check_groups(const SessionState& state, const Config& config) {
+    const Groups groups(state.shape, config);
+    if (groups.count() != state.groups.count()) {
+        return refuse(config.sharing.kind != state.config.sharing.kind ? "sharing.kind"
+                                                                       : "sharing.heads");
+    }
+    for (const Group& group : groups.all()) {
+        const GroupStore& kept = state.stores[0]->group(group.index);
+        const bool lacks = (uses_labels(config.selector.kind) && !kept.keeps_labels()) ||
+                           (uses_pages(config.selector.kind) && !kept.keeps_pages());
+        if (!group.keeps_summaries() || !lacks) continue;
+        return Status::error(
+            StatusCode::invalid_argument,
+            fmt::format("layer {} would select, but keeps nothing to select by in this session: "
+                        "it was made to reuse an anchor's selection. Leave sharing.kind, "
+                        "sharing.anchors and budget.dense_layers as they were, or create a new "
+                        "session",
+                        group.layer));
+    }
+    return Status::ok();
+}
+
 }  // namespace
 
 Status check_reconfigure(const SessionState& state, const Config& config) {
     const Config& now = state.config;
     if (config.selector.label_bits != now.selector.label_bits) return refuse("selector.label_bits");
     if (config.selector.row_bits != now.selector.row_bits) return refuse("selector.row_bits");
-    if (config.sharing.kind != now.sharing.kind) return refuse("sharing.kind");
     if (config.profile.path != now.profile.path) return refuse("profile.path");
     if (config.profile.tokens != now.profile.tokens) return refuse("profile.tokens");
     if (config.host.kv_bytes != now.host.kv_bytes) return refuse("host.kv_bytes");
@@ -30,10 +52,13 @@ Status check_reconfigure(const SessionState& state, const Config& config) {
     if (config.budget.sparse_queries_max > state.limits.queries_max) {
         return refuse("budget.sparse_queries_max");
     }
-    if (config.selector.kind == SelectorKind::labels && !state.limits.labels.enabled) {
-        return refuse("selector.kind");
+    const SummaryLimits& kept = state.limits.summaries;
+    if (kept.page_slots != 0 && config.selector.page != kept.page_slots) {
+        return refuse("selector.page");
     }
-    return Status::ok();
+    if (uses_labels(config.selector.kind) && !kept.labels) return refuse("selector.kind");
+    if (uses_pages(config.selector.kind) && kept.page_slots == 0) return refuse("selector.kind");
+    return check_groups(state, config);
 }
 
 Stats collect_stats(const SessionState& state) {

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "offload/memory_limits.hpp"
+#include "runtime/config_keys.hpp"
 #include "runtime/session_state.hpp"
 #include "runtime/step.hpp"
 
@@ -50,15 +51,18 @@ Status check_dense_layers(const Config& config, const ModelShape& shape) {
     return Status::ok();
 }
 
-Status check_label_heads(const Config& config, const Groups& groups) {
-    if (config.selector.kind != SelectorKind::labels) return Status::ok();
+Status check_scored_heads(const Config& config, const Groups& groups) {
+    const SelectorKind kind = config.selector.kind;
+    if (!uses_labels(kind) && !uses_pages(kind)) return Status::ok();
     for (const Group& group : groups.all()) {
         if (group.q_head_count() <= kernels::kLabelQueryHeadsMax) continue;
         return Status::error(
             StatusCode::unsupported,
-            fmt::format("layer {}: {} query heads share a selection: selector.kind = \"labels\" "
+            fmt::format("layer {}: {} query heads share a selection: selector.kind = {} "
                         "serves {}; set sharing.kind = \"head\"",
-                        group.layer, group.q_head_count(), kernels::kLabelQueryHeadsMax));
+                        group.layer, group.q_head_count(),
+                        config_key_text(*config_key_find("selector.kind"), config),
+                        kernels::kLabelQueryHeadsMax));
     }
     return Status::ok();
 }
@@ -71,12 +75,13 @@ Status prepare(const Config& config, const ModelShape& shape, const SessionOptio
     const std::string shape_error = model_shape_error(shape);
     if (!shape_error.empty()) return Status::error(StatusCode::unsupported, shape_error);
     SHOAL_TRY(check_dense_layers(config, shape));
+    SHOAL_TRY(check_sharing(config, shape));
     state.config = config;
     state.shape = shape;
     state.options = options;
     state.backend = &kernels::cpu_backend();
     state.groups = Groups(shape, config);
-    SHOAL_TRY(check_label_heads(config, state.groups));
+    SHOAL_TRY(check_scored_heads(config, state.groups));
     state.executor = options.executor;
     const Result<uint32_t> threads =
         options.executor.run != nullptr
@@ -96,6 +101,18 @@ Status start_executor(SessionState& state) {
     state.own_executor = std::move(*made);
     state.executor = state.own_executor->executor();
     return Status::ok();
+}
+
+// How many layers reuse a selection, for a reader of the plan.
+void note_reuse(const SessionState& state, MemoryPlan& plan) {
+    uint32_t layers = 0;
+    for (const Group& group : state.groups.all()) {
+        if (!group.selects() && group.kv_head_first == 0) ++layers;
+    }
+    if (layers == 0) return;
+    plan.notes.push_back(fmt::format("{} layers attend what one of {} anchors selected: they keep "
+                                     "nothing to select by",
+                                     layers, state.config.sharing.anchors.size()));
 }
 
 // Bytes that a session with these options takes.
@@ -152,6 +169,7 @@ Status make_plan(SessionState& state, MemoryPlan& plan) {
         plan.notes.push_back(fmt::format("host.kv_bytes = {}: this machine offers {}",
                                          offload::bytes_text(asked), machine.available_text()));
     }
+    note_reuse(state, plan);
     for (uint32_t l = 0; l < state.shape.layers.size(); ++l) {
         if (state.shape.layers[l].kind == LayerKind::sliding) {
             plan.notes.push_back(
@@ -390,11 +408,12 @@ Status Session::reconfigure(const Config& config) {
     SHOAL_TRY(config_check(config));
     SessionState& state = impl_->state;
     if (impl_->step->is_open()) return invalid("reconfigure: a step is open: call end_step first");
-    SHOAL_TRY(check_reconfigure(state, config));
     SHOAL_TRY(check_dense_layers(config, state.shape));
-    SHOAL_TRY(check_label_heads(config, state.groups));
+    SHOAL_TRY(check_sharing(config, state.shape));
+    SHOAL_TRY(check_reconfigure(state, config));
+    SHOAL_TRY(check_scored_heads(config, state.groups));
     state.config = config;
-    state.groups.set_dense_layers(config);
+    state.groups.set_policy(config);
     SHOAL_TRY(lay_out_lists(*state.arena, state));
     impl_->step->abandon();
     state.selector = make_selector(config, *state.backend, state.executor,

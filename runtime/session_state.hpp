@@ -36,7 +36,7 @@ struct Limits {
     uint32_t kv_head_count_max = 0;
     uint32_t v_head_dim_max = 0;
     uint32_t thread_count = 1;
-    LabelLimits labels;
+    SummaryLimits summaries;
 };
 
 struct SessionState {

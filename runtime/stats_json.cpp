@@ -25,6 +25,8 @@ std::string stats_to_json(const Stats& stats) {
     json["select_ns"] = stats.select_ns;
     json["attend_ns"] = stats.attend_ns;
     json["exact_ns"] = stats.exact_ns;
+    json["selections"] = stats.selections;
+    json["selections_reused"] = stats.selections_reused;
     json["rescans"] = stats.rescans;
     json["guess_misses"] = stats.guess_misses;
     json["spans_encoded"] = stats.spans_encoded;

@@ -92,6 +92,8 @@ std::string stats_to_openmetrics(const Stats& stats, const std::string& version)
     out.counter("shoal_spans_encoded", "Spans whose labels were encoded.", stats.spans_encoded);
     out.counter("shoal_spans_ranged_again", "Spans with an overwrite outside their ranges.",
                 stats.spans_ranged_again);
+    out.counter("shoal_rows_checked", "Rows compared before attention (host.check_rows).",
+                stats.rows_checked);
     out.counter("shoal_recall_samples", "Selections compared with exact attention.",
                 stats.recall_samples);
     if (stats.recall_samples > 0) {

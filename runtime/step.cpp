@@ -52,6 +52,8 @@ Step::Step(SessionState& state)
     : s_(state),
       labels_started_(state.shape.layers.size()),
       views_(state.limits.views_max),
+      view_ids_(state.limits.views_max),
+      list_ids_(size_t{state.groups.count()} * state.limits.views_max),
       seen_(state.options.store_count_max),
       last_lists_(size_t{state.groups.count()} * state.limits.views_max),
       lse_(state.shape.q_head_count) {
@@ -67,6 +69,8 @@ Step::Step(SessionState& state)
     last_query_offsets_.reserve(s_.options.store_count_max + 1);
     slots_.reserve(s_.options.queries_per_step_max);
     jobs_.reserve(size_t{s_.limits.queries_max} * s_.groups.count());
+    selected_.resize(size_t{s_.options.store_count_max} * s_.groups.count());
+    shares_.reserve(s_.groups.count());
     sample_.lse_list.resize(s_.limits.q_head_count_max);
     sample_.lse_all.resize(s_.limits.q_head_count_max);
     sample_.out.resize(size_t{s_.limits.q_head_count_max} * s_.limits.v_head_dim_max);
@@ -196,6 +200,7 @@ Status Step::write(uint32_t layer, Store& store, std::span<const int64_t> slots,
 Status Step::put(uint32_t layer, Store& store, std::span<const int64_t> slots,
                  const ConstTensor& k, const ConstTensor& v) {
     views_version_ = 0;  // what was prepared for a query may no longer be so
+    std::fill(view_ids_.begin(), view_ids_.end(), 0);
     uint32_t slot_end = store.order().slot_end();
     for (const int64_t slot : slots) {
         slot_end = std::max(slot_end, static_cast<uint32_t>(slot) + 1);
@@ -271,7 +276,7 @@ Status Step::attend_lists(uint32_t store_index, const AttendCall& call) {
             job.group = &s_.groups.all()[g];
             job.query = query;
             job.view = view_first(store_index) + query - query_begin;
-            job.slots = choose(g, query, job.view, store, call);
+            SHOAL_TRY(choose(*job.group, store, call, job));
             SHOAL_TRY(check_list(job));
             jobs_.push_back(job);
         }
@@ -285,48 +290,64 @@ Status Step::attend_lists(uint32_t store_index, const AttendCall& call) {
     return Status::ok();
 }
 
-// Which slots a query attends in a group: everything, or the safety set and a selection.
-kernels::SlotList Step::choose(uint32_t group_index, uint32_t query, uint32_t view_index,
-                               Store& store, const AttendCall& call) {
-    const Group& group = s_.groups.all()[group_index];
-    const QueryView& view = views_[view_index];
-    kernels::SlotList& list = last_lists_[size_t{group_index} * s_.limits.views_max + view_index];
-    if (attends_everything(group_index, store, view.visible_count())) {
+// Which slots a query attends in a group: everything, or the safety set and a selection, its own or
+// its anchor's. What an anchor attends the groups that reuse it attend too, everything included.
+Status Step::choose(const Group& group, Store& store, const AttendCall& call, Job& job) {
+    const QueryView& view = views_[job.view];
+    kernels::SlotList& list = last_lists_[list_index(group.index, job.view)];
+    if (attends_everything(s_.groups.all()[group.anchor], store, view.visible_count())) {
         s_.stats.queries_dense++;
         list = view.visible();
     } else {
-        GroupStore& data = store.group(group_index);
-        uint32_t* slots = list_of(group_index, view_index);
-        const std::span<const uint32_t> safety = view.safety();
-        SelectInput in;
-        in.group = &group;
-        in.labels = &data.labels;
-        in.view = &view;
-        in.q_head_stride = call.q->head_stride_bytes / sizeof(float);
-        in.q = reinterpret_cast<const float*>(call.q->data + query * call.q->n_stride_bytes) +
-               group.q_head_first() * in.q_head_stride;
-        in.rows = group.dense ? s_.config.budget.dense_rows : s_.config.budget.rows;
-        in.rows = std::min(in.rows, view.visible_count());
-        in.history = &data.histories[view_index % s_.limits.queries_max];
-        SelectOutput out;
-        out.slots = slots + safety.size();
-        out.stats = &s_.stats;
-        out.trace = &s_.trace;
-        const uint32_t count = s_.selector.select(in, out);
-        merge_into_front(safety, {out.slots, count}, slots);
-        list = {slots, 0, static_cast<uint32_t>(safety.size()) + count};
+        if (group.selects()) {
+            list = select(group, job.query, job.view, store, call);
+            selected_[job.view / s_.limits.queries_max * s_.groups.count() + group.index] = 1;
+            s_.stats.selections++;
+        } else {
+            SHOAL_TRY(reuse(group, job.view, list));
+            s_.stats.selections_reused++;
+        }
         s_.stats.queries_sparse++;
     }
+    list_ids_[list_index(group.index, job.view)] = view_ids_[job.view];
     s_.stats.rows_attended += uint64_t{list.count} * group.piece.kv_head_count;
     s_.stats.kv_bytes_read += uint64_t{list.count} * group.piece.kv_head_count *
                               group.piece.row_stride_bytes;
-    return list;
+    job.slots = list;
+    return Status::ok();
+}
+
+kernels::SlotList Step::select(const Group& group, uint32_t query, uint32_t view_index,
+                               Store& store, const AttendCall& call) {
+    const QueryView& view = views_[view_index];
+    GroupStore& data = store.group(group.index);
+    uint32_t* slots = list_of(group.index, view_index);
+    const std::span<const uint32_t> safety = view.safety();
+    SelectInput in;
+    in.group = &group;
+    in.labels = &data.labels;
+    in.pages = &data.pages;
+    in.masks = view.masks();
+    in.q_head_stride = call.q->head_stride_bytes / sizeof(float);
+    in.q = reinterpret_cast<const float*>(call.q->data + query * call.q->n_stride_bytes) +
+           group.q_head_first() * in.q_head_stride;
+    // Rows follow what the first query of a store selects.
+    in.rows = std::min(budget_of(group, data.histories.front()), view.visible_count());
+    in.history = &data.histories[view_index % s_.limits.queries_max];
+    SelectOutput out;
+    out.slots = slots + safety.size();
+    out.stats = &s_.stats;
+    out.trace = &s_.trace;
+    const uint32_t count = s_.selector.select(in, out);
+    merge_into_front(safety, {out.slots, count}, slots);
+    return {slots, 0, static_cast<uint32_t>(safety.size()) + count};
 }
 
 Status Step::end() {
     if (!open_) return invalid("end_step: no step: call begin_step first");
     open_ = false;
     if (began_ns_ != 0) s_.trace.add(TraceStage::step, 0, began_ns_, now_ns());
+    for (uint32_t i = 0; i < stores_.size() && s_.config.budget.adaptive; ++i) adapt_rows(i);
     return Status::ok();
 }
 

@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "runtime/adaptive_rows.hpp"
 #include "runtime/query_view.hpp"
 #include "runtime/session_state.hpp"
 
@@ -77,19 +78,23 @@ private:
 
     Status attend_lists(uint32_t store_index, const AttendCall& call);
     Status attend_exact(uint32_t store_index, const AttendCall& call);
-    kernels::SlotList choose(uint32_t group_index, uint32_t query, uint32_t view_index,
-                             Store& store, const AttendCall& call);
-    bool attends_everything(uint32_t group_index, const Store& store, uint32_t visible_count);
+    Status choose(const Group& group, Store& store, const AttendCall& call, Job& job);
+    Status reuse(const Group& group, uint32_t view_index, kernels::SlotList& list) const;
+    kernels::SlotList select(const Group& group, uint32_t query, uint32_t view_index, Store& store,
+                             const AttendCall& call);
+    uint32_t budget_of(const Group& group, const SelectHistory& history) const;
+    void adapt_rows(uint32_t store_index);
+    bool attends_everything(const Group& group, const Store& store, uint32_t visible_count);
     void run_jobs(const Store& store, const AttendCall& call, std::span<Job> jobs);
     void merge_job(const Job& job, float* out, size_t out_head_stride, float* lse) const;
     kernels::AttendInput input_of(const Store& store, const AttendCall& call,
                                   const Job& job) const;
     void sample_recall(const Store& store, const AttendCall& call, const Job& job);
     void run_parts(const Store& store, const AttendCall& call, std::span<const Job> jobs);
-    uint32_t group_index(const Group& group) const {
-        return static_cast<uint32_t>(&group - s_.groups.all().data());
-    }
     uint32_t* list_of(uint32_t group, uint32_t view_index) const;
+    size_t list_index(uint32_t group, uint32_t view_index) const {
+        return size_t{group} * s_.limits.views_max + view_index;
+    }
     uint32_t view_first(uint32_t store_index) const { return store_index * s_.limits.queries_max; }
 
     SessionState& s_;
@@ -106,9 +111,16 @@ private:
     // Views of the step's queries, made once per visibility version: queries_max of each store.
     uint64_t views_version_ = 0;
     std::vector<QueryView> views_;       // [views_max]
+    // Differs whenever a view may show something else: a list is of use for the view it was made
+    // for alone. 0: none was made.
+    std::vector<uint64_t> view_ids_;     // [views_max]
+    std::vector<uint64_t> list_ids_;     // [group, views_max] view of the list in last_lists_
+    uint64_t view_id_last_ = 0;
     // By store of the step: the union of what its queries see.
     std::vector<std::span<kernels::SpanMask>> seen_;
     std::vector<Job> jobs_;
+    std::vector<uint8_t> selected_;  // [store of the step, group] in this step
+    std::vector<RowShare> shares_;
     std::vector<kernels::SlotList> last_lists_;  // [group, views_max]
     std::vector<uint32_t> last_query_offsets_;   // CSR: queries of each store in the last attend
     std::vector<float> lse_;                     // [q_head_count] of the last merge

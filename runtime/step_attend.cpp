@@ -18,6 +18,10 @@ Status invalid(std::string message) {
     return Status::error(StatusCode::invalid_argument, std::move(message));
 }
 
+bool same_ranges(std::span<const SlotRange> a, std::span<const SlotRange> b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end());
+}
+
 float* out_row(const Tensor& out, uint32_t query, uint32_t head) {
     return reinterpret_cast<float*>(reinterpret_cast<std::byte*>(out.data) +
                                     query * out.n_stride_bytes + head * out.head_stride_bytes);
@@ -66,7 +70,10 @@ Status Step::prepare_query(uint32_t store_index, const Visibility& visibility, u
         last_end = range.end;
         mark_visible(seen_[store_index], range);
     }
-    if (view != nullptr) view->prepare(ranges, store.order(), s_.config.safety);
+    if (view == nullptr) return Status::ok();
+    uint64_t& id = view_ids_[static_cast<size_t>(view - views_.data())];
+    if (id == 0 || !same_ranges(view->ranges(), ranges)) id = ++view_id_last_;
+    view->prepare(ranges, store.order(), s_.config.safety);
     return Status::ok();
 }
 
@@ -151,7 +158,7 @@ Status Step::check_list(const Job& job) {
 }
 
 Status Step::learn(uint32_t layer, const ConstTensor& q) {
-    if (!s_.limits.labels.enabled || s_.shape.layers[layer].kind == LayerKind::sliding) {
+    if (!s_.limits.summaries.labels || s_.shape.layers[layer].kind == LayerKind::sliding) {
         return Status::ok();
     }
     if (labels_started_[layer] != 0) return Status::ok();
@@ -163,6 +170,7 @@ Status Step::learn(uint32_t layer, const ConstTensor& q) {
 Status Step::start_labels(uint32_t layer) {
     const SlotRange groups = s_.groups.of_layer(layer);
     for (uint32_t g = groups.begin; g < groups.end; ++g) {
+        if (!s_.stores[0]->group(g).keeps_labels()) continue;
         // Indices point at the formats: once made they stay, whatever fails after.
         if (s_.formats[g].empty()) {
             s_.formats[g] = s_.label_source->make_formats(s_.groups.all()[g]);
@@ -178,17 +186,15 @@ Status Step::start_labels(uint32_t layer) {
     return Status::ok();
 }
 
-bool Step::attends_everything(uint32_t group_index, const Store& store, uint32_t visible_count) {
+bool Step::attends_everything(const Group& group, const Store& store, uint32_t visible_count) {
     const Config::Budget& budget = s_.config.budget;
-    const Group& group = s_.groups.all()[group_index];
     if (s_.config.selector.kind == SelectorKind::dense) return true;
-    // What such a layer sees is short already.
-    if (s_.shape.layers[group.layer].kind == LayerKind::sliding) return true;
+    if (group.sliding) return true;  // what such a layer sees is short already
     const uint32_t below = budget.dense_below != 0 ? budget.dense_below : 2 * budget.rows;
     if (visible_count <= below) return true;
     if (group.dense && visible_count <= budget.dense_rows) return true;
-    if (s_.config.selector.kind != SelectorKind::labels) return false;
-    if (store.group(group_index).labels.started()) return false;
+    if (!uses_labels(s_.config.selector.kind)) return false;
+    if (store.group(group.index).labels.started()) return false;
     s_.stats.dense_without_statistics++;
     if (!told_dense_without_statistics_) {
         told_dense_without_statistics_ = true;
@@ -200,6 +206,47 @@ bool Step::attends_everything(uint32_t group_index, const Store& store, uint32_t
     return true;
 }
 
+uint32_t Step::budget_of(const Group& group, const SelectHistory& history) const {
+    const Config::Budget& budget = s_.config.budget;
+    if (group.dense) return budget.dense_rows;
+    if (!budget.adaptive) return budget.rows;
+    const double rows = double{1} * budget.rows * double{history.rows_factor};
+    return std::max(1U, static_cast<uint32_t>(rows + 0.5));
+}
+
+// The groups of a store that selected in this step, but for dense ones, share their rows anew.
+void Step::adapt_rows(uint32_t store_index) {
+    Store& store = *s_.stores[stores_[store_index]];
+    const bool is_log = s_.config.selector.combine == CombineKind::max;
+    shares_.clear();
+    for (const Group& group : s_.groups.all()) {
+        if (selected_[size_t{store_index} * s_.groups.count() + group.index] == 0 || group.dense) {
+            continue;
+        }
+        SelectHistory& history = store.group(group.index).histories.front();
+        const double score = is_log ? std::exp2(history.threshold) : history.threshold;
+        RowShare share;
+        share.factor = &history.rows_factor;
+        share.marginal = std::max(score, 0.0) / (is_log ? 1 : group.q_head_count());
+        share.weight = group.served;
+        shares_.push_back(share);
+    }
+    share_rows(shares_);
+}
+
+// The anchor's list, made in this step for what the query sees.
+Status Step::reuse(const Group& group, uint32_t view_index, kernels::SlotList& list) const {
+    const size_t anchor = list_index(group.anchor, view_index);
+    if (list_ids_[anchor] != view_ids_[view_index]) {
+        return invalid(fmt::format("layer {} attends what layer {} selected: attend layer {} "
+                                   "before it in every step, with the same visibility",
+                                   group.layer, s_.groups.all()[group.anchor].layer,
+                                   s_.groups.all()[group.anchor].layer));
+    }
+    list = last_lists_[anchor];
+    return Status::ok();
+}
+
 uint32_t* Step::list_of(uint32_t group, uint32_t view_index) const {
     return s_.workspace.lists.as<uint32_t>() + s_.list_offset[group] +
            size_t{view_index} * s_.list_rows_max[group];
@@ -209,7 +256,7 @@ kernels::AttendInput Step::input_of(const Store& store, const AttendCall& call,
                                     const Job& job) const {
     const Group& group = *job.group;
     kernels::AttendInput in;
-    in.kv = store.group(group_index(group)).rows.view();
+    in.kv = store.group(group.index).rows.view();
     in.q_head_stride = call.q->head_stride_bytes / sizeof(float);
     in.q = reinterpret_cast<const float*>(call.q->data + job.query * call.q->n_stride_bytes) +
            group.q_head_first() * in.q_head_stride;
@@ -347,8 +394,7 @@ std::vector<uint32_t> Step::attended_slots(uint32_t group, uint32_t query) const
     const uint32_t query_in_store = query - offsets[store_index];
     if (query_in_store >= s_.limits.queries_max) return {};
     const kernels::SlotList& list =
-        last_lists_[size_t{group} * s_.limits.views_max + view_first(store_index) +
-                    query_in_store];
+        last_lists_[list_index(group, view_first(store_index) + query_in_store)];
     std::vector<uint32_t> slots(list.count);
     for (uint32_t i = 0; i < list.count; ++i) slots[i] = list.at(i);
     return slots;
@@ -356,6 +402,9 @@ std::vector<uint32_t> Step::attended_slots(uint32_t group, uint32_t query) const
 
 void Step::forget_lists() {
     last_query_offsets_.clear();
+    std::fill(view_ids_.begin(), view_ids_.end(), 0);
+    std::fill(list_ids_.begin(), list_ids_.end(), UINT64_MAX);
+    std::fill(selected_.begin(), selected_.end(), uint8_t{0});
     std::fill(last_lists_.begin(), last_lists_.end(), kernels::SlotList{});
 }
 

@@ -27,15 +27,9 @@ SlotRange run_at(std::span<const int64_t> slots, size_t i) {
     return {begin, begin + static_cast<uint32_t>(end - i)};
 }
 
-Status create_group(offload::Arena& arena, const Group& group, uint32_t slot_count_max,
-                    const LabelLimits& labels, GroupStore& out) {
-    const offload::BlockLayout layout = offload::make_block_layout(group.piece);
-    Result<offload::BlockStore> rows = offload::BlockStore::create(arena, layout, slot_count_max);
-    if (!rows) return rows.status();
-    out.rows = std::move(*rows);
+Status take_labels(offload::Arena& arena, const Group& group, uint32_t slot_count_max,
+                   const SummaryLimits& labels, GroupStore& out) {
     const uint32_t spans = span_count_of(slot_count_max);
-    if (!labels.enabled) return Status::ok();
-
     const uint32_t heads = group.piece.kv_head_count;
     const uint32_t row_bits = calib::label_bit_budget(labels.row_bits, group.piece.k_head_dim);
     Result<offload::Region> region = arena.region(
@@ -50,6 +44,24 @@ Status create_group(offload::Arena& arena, const Group& group, uint32_t slot_cou
                                    LabelIndex::kChannelsMax * sizeof(float)));
     if (!region) return region.status();
     out.open_region = std::move(*region);
+    return Status::ok();
+}
+
+Status create_group(offload::Arena& arena, const Group& group, uint32_t slot_count_max,
+                    const SummaryLimits& summaries, GroupStore& out) {
+    const offload::BlockLayout layout = offload::make_block_layout(group.piece);
+    Result<offload::BlockStore> rows = offload::BlockStore::create(arena, layout, slot_count_max);
+    if (!rows) return rows.status();
+    out.rows = std::move(*rows);
+    if (!group.keeps_summaries()) return Status::ok();
+    if (summaries.labels) {
+        SHOAL_TRY(take_labels(arena, group, slot_count_max, summaries, out));
+    }
+    if (summaries.page_slots == 0) return Status::ok();
+    Result<offload::Region> region = arena.region(
+        MemoryTag::labels, PageIndex::bytes(group.piece, summaries.page_slots, slot_count_max));
+    if (!region) return region.status();
+    out.page_region = std::move(*region);
     return Status::ok();
 }
 
@@ -72,7 +84,7 @@ Result<std::unique_ptr<Store>> Store::create(offload::Arena& arena, const Groups
         new Store(std::move(*index), arena.is_counting() ? 0 : slot_count_max));
     for (const Group& group : groups.all()) {
         auto made = std::make_unique<GroupStore>();
-        SHOAL_TRY(create_group(arena, group, slot_count_max, options.labels, *made));
+        SHOAL_TRY(create_group(arena, group, slot_count_max, options.summaries, *made));
         made->written = {written, spans};
         written += spans;
         if (options.check_rows) {
@@ -130,14 +142,23 @@ Status Store::write(uint32_t group_index, const Group& group, RowPart part,
 
 Status Store::keys_changed(GroupStore& group, std::span<const int64_t> slots,
                            const Executor& executor) {
-    if (!group.labels.started()) return Status::ok();
+    const kernels::KvView kv = group.rows.view();
+    if (!group.labels.started() && !group.pages.started()) return Status::ok();
     for (size_t i = 0; i < slots.size();) {
         const SlotRange run = run_at(slots, i);
-        SHOAL_TRY(touch_labels(group, run.end));
-        group.labels.on_keys(group.rows.view(), run, group.written, executor);
+        SHOAL_TRY(touch_summaries(group, run.end));
+        if (group.labels.started()) group.labels.on_keys(kv, run, group.written, executor);
+        if (group.pages.started()) group.pages.on_keys(kv, run, group.written, executor);
         i += run.end - run.begin;
     }
     return Status::ok();
+}
+
+void Store::start_pages(const kernels::Backend& backend, uint32_t page_slots) {
+    for (const auto& group : groups_) {
+        if (!group->keeps_pages()) continue;
+        group->pages.start(backend, page_slots, group->page_region.data());
+    }
 }
 
 Status Store::start_labels(uint32_t group_index, const kernels::Backend& backend,
@@ -157,7 +178,7 @@ Status Store::start_labels(uint32_t group_index, const kernels::Backend& backend
     group.labels.start(backend, formats, memory);
     const uint32_t slot_end = order_.slot_end();
     if (slot_end == 0) return Status::ok();
-    const Status touched = touch_labels(group, slot_end);
+    const Status touched = touch_summaries(group, slot_end);
     if (!touched) {
         group.labels = LabelIndex();  // not started: the next step tries again
         return touched;
@@ -166,9 +187,14 @@ Status Store::start_labels(uint32_t group_index, const kernels::Backend& backend
     return Status::ok();
 }
 
-Status Store::touch_labels(GroupStore& group, uint32_t slot_end) {
-    return group.label_region.touch_until(size_t{span_count_of(slot_end)} *
-                                          group.labels.span_stride_bytes());
+Status Store::touch_summaries(GroupStore& group, uint32_t slot_end) {
+    if (group.labels.started()) {
+        SHOAL_TRY(group.label_region.touch_until(size_t{span_count_of(slot_end)} *
+                                                 group.labels.span_stride_bytes()));
+    }
+    if (!group.pages.started()) return Status::ok();
+    return group.page_region.touch_until(
+        PageIndex::bytes(group.rows.view().format, group.pages.page_slots(), slot_end));
 }
 
 Status Store::copy_part(uint32_t group_index, RowPart part, const Store& from,
@@ -177,8 +203,7 @@ Status Store::copy_part(uint32_t group_index, RowPart part, const Store& from,
     const GroupStore& source = *from.groups_[group_index];
     const bool is_k = part == RowPart::k;
     const uint32_t slot_end = from.order_.slot_end();
-    const bool labelled = is_k && to.labels.started();
-    if (labelled) SHOAL_TRY(touch_labels(to, slot_end));
+    if (is_k) SHOAL_TRY(touch_summaries(to, slot_end));
     const kernels::KvView from_rows = source.rows.view();
     const kernels::KvView to_rows = to.rows.view();
     const kernels::PieceFormat& format = to_rows.format;
@@ -199,18 +224,21 @@ Status Store::copy_part(uint32_t group_index, RowPart part, const Store& from,
     }
     to.check.copy_from(source.check, part);
     if (is_k) to.histories = source.histories;
-    if (labelled) copy_labels(to, source, slot_end, executor);
+    if (is_k) copy_summaries(to, source, slot_end, executor);
     return Status::ok();
 }
 
-void Store::copy_labels(GroupStore& to, const GroupStore& from, uint32_t slot_end,
-                        const Executor& executor) {
+void Store::copy_summaries(GroupStore& to, const GroupStore& from, uint32_t slot_end,
+                           const Executor& executor) {
+    const kernels::KvView kv = to.rows.view();
+    if (to.pages.started()) to.pages.copy_from(kv.format, from.pages);
+    if (!to.labels.started()) return;
     if (from.labels.started()) {
         to.labels.copy_from(from.labels);
         return;
     }
     to.labels.clear();
-    if (slot_end != 0) to.labels.on_keys(to.rows.view(), {0, slot_end}, to.written, executor);
+    if (slot_end != 0) to.labels.on_keys(kv, {0, slot_end}, to.written, executor);
 }
 
 Status Store::fork_from(Store& from, const Executor& executor) {
@@ -218,9 +246,8 @@ Status Store::fork_from(Store& from, const Executor& executor) {
     for (size_t g = 0; g < groups_.size(); ++g) {
         GroupStore& to = *groups_[g];
         GroupStore& source = *from.groups_[g];
-        const bool labelled = to.labels.started();
         Status status = to.rows.share_from(source.rows);
-        if (status && labelled) status = touch_labels(to, from.order_.slot_end());
+        if (status) status = touch_summaries(to, from.order_.slot_end());
         if (!status) {
             clear();
             return status;
@@ -230,7 +257,7 @@ Status Store::fork_from(Store& from, const Executor& executor) {
             to.check.copy_from(source.check, part);
         }
         to.histories = source.histories;
-        if (labelled) copy_labels(to, source, from.order_.slot_end(), executor);
+        copy_summaries(to, source, from.order_.slot_end(), executor);
     }
     order_.copy_from(from.order_);
     return Status::ok();
@@ -251,6 +278,7 @@ void Store::truncate(uint32_t slot_count) {
             keep(group->written[span].v, span);
         }
         group->labels.truncate(group->rows.view(), slot_count, group->written);
+        group->pages.truncate(group->rows.view(), slot_count, group->written);
         group->rows.release_from(slot_count);
         for (SelectHistory& history : group->histories) history.forget();
     }
@@ -261,6 +289,9 @@ void Store::clear() {
     for (const auto& group : groups_) {
         group->labels.clear();
         group->label_region.release_from(0);
+        group->history.rows_factor = 1;
+        group->pages.clear();
+        group->page_region.release_from(0);
     }
 }
 

@@ -9,6 +9,7 @@
 #include "offload/block_store.hpp"
 #include "runtime/groups.hpp"
 #include "runtime/label_index.hpp"
+#include "runtime/page_index.hpp"
 #include "runtime/row_check.hpp"
 #include "runtime/selector.hpp"
 #include "runtime/slot_order.hpp"
@@ -22,8 +23,14 @@ struct GroupStore {
     LabelIndex labels;
     offload::Region label_region;      // spans
     offload::Region open_region;       // open span, then channel_scale_max
+    PageIndex pages;
+    offload::Region page_region;
     std::vector<SelectHistory> histories;  // by query of the store in a step
     RowCheck check;
+
+    // Whether there is memory for them: decided when the session is made.
+    bool keeps_labels() const { return label_region.bytes() != 0; }
+    bool keeps_pages() const { return page_region.bytes() != 0; }
 
     bool has_row(uint32_t slot, bool k) const {
         const SpanWritten& span = written[slot / kernels::kSpanSlots];
@@ -32,15 +39,17 @@ struct GroupStore {
     }
 };
 
-// What labels may take before their channels are known.
-struct LabelLimits {
-    bool enabled = false;
+// What a store keeps of every key to select by. Labels: what they may take before their channels
+// are known.
+struct SummaryLimits {
+    bool labels = false;
     uint32_t row_bits = 0;      // codes of one token and KV head; 0 = one per key dimension
     uint32_t channel_bits = 0;  // 2, 4, 8, 16; 0 = a mixture of 2 and 4
+    uint32_t page_slots = 0;    // slots of a page of page bounds; 0 = no page bounds
 };
 
 struct StoreOptions {
-    LabelLimits labels;
+    SummaryLimits summaries;
     uint32_t queries_max = 1;  // of a step that select
     bool check_rows = false;   // host.check_rows
 };
@@ -68,6 +77,8 @@ public:
     // ensured already. Labels follow the keys.
     Status copy_part(uint32_t group_index, kernels::RowPart part, const Store& from,
                      const Executor& executor);
+    // Starts the page bounds of every group that keeps some; before any key is written.
+    void start_pages(const kernels::Backend& backend, uint32_t page_slots);
     // Starts labels of a group and encodes every span that already has keys.
     Status start_labels(uint32_t group_index, const kernels::Backend& backend,
                         std::span<const kernels::LabelFormat> formats, const Executor& executor);
@@ -86,10 +97,11 @@ public:
 
 private:
     Store(offload::Region index, uint32_t slot_count_max);
-    static Status touch_labels(GroupStore& group, uint32_t slot_end);
-    // Labels as in `from`, whose keys are here already. Memory for them is in RAM.
-    static void copy_labels(GroupStore& to, const GroupStore& from, uint32_t slot_end,
-                            const Executor& executor);
+    // Puts the labels and page bounds of slots [0, slot_end) into RAM, of those that are started.
+    static Status touch_summaries(GroupStore& group, uint32_t slot_end);
+    // Labels and page bounds as in `from`, whose keys are here already. Memory for them is in RAM.
+    static void copy_summaries(GroupStore& to, const GroupStore& from, uint32_t slot_end,
+                               const Executor& executor);
     Status keys_changed(GroupStore& group, std::span<const int64_t> slots,
                         const Executor& executor);
 

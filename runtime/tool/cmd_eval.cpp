@@ -107,14 +107,26 @@ Result<Policy> named_policy(const EvalFlags& flags, const char* flag, const std:
         policy.config.selector.kind = SelectorKind::dense;
     } else if (name == "labels") {
         policy.config.selector.kind = SelectorKind::labels;
+    } else if (name == "page_bounds") {
+        policy.config.selector.kind = SelectorKind::page_bounds;
+    } else if (name == "hybrid") {
+        policy.config.selector.kind = SelectorKind::hybrid;
+    } else if (name == "tidal") {
+        policy.config.selector.kind = SelectorKind::labels;
+        policy.config.sharing.kind = SharingKind::tidal;
     } else if (name == "recent") {
         policy.config.selector.kind = SelectorKind::recent;
     } else {
-        return input_error(fmt::format("{} {}: must be labels, dense, recent, stock or "
-                                       "stock-noflash",
+        return input_error(fmt::format("{} {}: must be labels, page_bounds, hybrid, tidal, dense, "
+                                       "recent, stock or stock-noflash",
                                        flag, name));
     }
     return policy;
+}
+
+// Policies that select a number of rows: one entry for each of --rows.
+bool takes_rows(const std::string& name) {
+    return name == "labels" || name == "page_bounds" || name == "hybrid" || name == "tidal";
 }
 
 Result<std::vector<Policy>> make_policies(const EvalFlags& flags, const Config& config) {
@@ -124,17 +136,31 @@ Result<std::vector<Policy>> make_policies(const EvalFlags& flags, const Config& 
     for (const std::string& name : flags.policies) {
         Result<Policy> policy = named_policy(flags, "--policy", name, config);
         if (!policy) return policy.status();
-        if (name != "labels") {
+        if (!takes_rows(name)) {
             policies.push_back(std::move(*policy));
             continue;
         }
         for (const uint32_t count : *rows) {
-            policy->name = fmt::format("labels {}", count);
+            policy->name = fmt::format("{} {}", name, count);
             policy->config.budget.rows = count;
             policies.push_back(*policy);
         }
     }
     return policies;
+}
+
+// All policies read one context, which keeps what any of them selects by.
+Config config_for(const std::vector<Policy>& policies, Config config) {
+    bool labels = false;
+    bool bounds = false;
+    for (const Policy& policy : policies) {
+        const SelectorKind kind = policy.config.selector.kind;
+        labels = labels || kind == SelectorKind::labels || kind == SelectorKind::hybrid;
+        bounds = bounds || kind == SelectorKind::page_bounds || kind == SelectorKind::hybrid;
+    }
+    if (bounds) config.selector.kind = labels ? SelectorKind::hybrid : SelectorKind::page_bounds;
+    else if (labels) config.selector.kind = SelectorKind::labels;
+    return config;
 }
 
 Status check_flags(const EvalFlags& flags) {
@@ -183,7 +209,14 @@ int eval_command(const EvalFlags& flags) {
                               .tokens = static_cast<uint32_t>(flags.tokens),
                               .positions = static_cast<uint32_t>(flags.positions),
                               .offset = static_cast<uint32_t>(flags.offset)};
-    Evaluation evaluation(options, prepared->engine);
+    for (const Policy& policy : *policies) {
+        Prepared under = *prepared;
+        under.config.config = policy.config;
+        SHOAL_TOOL_TRY(check_config(under));
+    }
+    EngineOptions engine = prepared->engine;
+    engine.config = config_for(*policies, engine.config);
+    Evaluation evaluation(options, engine);
     const Status status = evaluation.run(*text, *policies, *reference);
     if (!status.is_ok() && !is_interrupted_status(status)) return report_error(status);
     SHOAL_TOOL_TRY(print_result(flags.common, eval_json(flags, *prepared, evaluation),
@@ -206,10 +239,12 @@ void add_eval(CLI::App& app, Action& action) {
         ->capture_default_str();
     command->add_option("--offset", flags->offset, "tokens of the text to skip first")
         ->capture_default_str();
-    command->add_option("--rows", flags->rows, "budgets to try with the policy labels")
+    command->add_option("--rows", flags->rows,
+                        "budgets to try with the policies labels, page_bounds, hybrid and tidal")
         ->capture_default_str();
     command->add_option("--policy", flags->policies,
-                        "what to compare: labels, dense, recent, stock, stock-noflash")
+                        "what to compare: labels, page_bounds, hybrid, tidal (labels that layers "
+                        "share, as sharing.anchors says), dense, recent, stock, stock-noflash")
         ->delimiter(',')->capture_default_str();
     command->add_option("--reference", flags->reference, "what to compare with")
         ->capture_default_str();

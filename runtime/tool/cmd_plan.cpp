@@ -23,7 +23,7 @@ std::string plan_text(const ModelFile& model, const MemoryPlan& plan, uint32_t t
     table.add({"model weights (mapped file)", bytes_text(model.file_bytes), ""});
     table.add({"K and V rows", bytes_text(plan.kv_bytes),
                fmt::format("{} B a token", grouped(model.kv_bytes_per_token()))});
-    table.add({"labels", bytes_text(plan.label_bytes),
+    table.add({"labels, page bounds", bytes_text(plan.label_bytes),
                fmt::format("{:.1f} % of the rows", 100.0 * static_cast<double>(plan.label_bytes) /
                                                        static_cast<double>(plan.kv_bytes))});
     table.add({"index", bytes_text(plan.index_bytes), ""});

@@ -88,7 +88,10 @@ Result<CheckResult> check(const SelfcheckFlags& flags, const Prepared& prepared)
     Config dense = prepared.config.config;
     dense.selector.kind = SelectorKind::dense;
     Config sparse = prepared.config.config;
-    sparse.selector.kind = SelectorKind::labels;
+    const SelectorKind kind = sparse.selector.kind;
+    if (kind == SelectorKind::dense || kind == SelectorKind::recent) {
+        sparse.selector.kind = SelectorKind::labels;
+    }
     sparse.budget.rows = 1U << 30;
     sparse.budget.dense_rows = 1U << 30;
     sparse.budget.dense_layers.clear();

@@ -62,6 +62,8 @@ Stats stats_from_json(const std::string& text) {
     read("select_ns", stats.select_ns);
     read("attend_ns", stats.attend_ns);
     read("exact_ns", stats.exact_ns);
+    read("selections", stats.selections);
+    read("selections_reused", stats.selections_reused);
     read("rescans", stats.rescans);
     read("guess_misses", stats.guess_misses);
     read("spans_encoded", stats.spans_encoded);

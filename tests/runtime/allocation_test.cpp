@@ -87,12 +87,20 @@ struct Bed {
     }
 };
 
-TEST(Allocation, NoneInAStepOfAWarmSession) {
+class Allocation : public ::testing::TestWithParam<SelectorKind> {};
+
+TEST_P(Allocation, NoneInAStepOfAWarmSession) {
 #ifdef SHOAL_SANITIZED
     GTEST_SKIP() << "allocations are not counted under a sanitizer";
 #endif
     Config config = testing::test_config(16);
     config.stats.recall_every = 2;
+    config.selector.kind = GetParam();
+    config.budget.adaptive = GetParam() == SelectorKind::page_bounds;
+    if (GetParam() == SelectorKind::hybrid) {
+        config.sharing.kind = SharingKind::tidal;
+        config.sharing.anchors = {1};
+    }
     Bed bed(config, 300);
     for (int i = 0; i < 3; ++i) bed.step(300);  // learns, then makes labels
     for (int i = 0; i < 8; ++i) bed.step(1);
@@ -104,6 +112,10 @@ TEST(Allocation, NoneInAStepOfAWarmSession) {
     for (int i = 0; i < 3; ++i) allocations += bed.step(300);
     EXPECT_EQ(allocations, 0U);
 }
+
+INSTANTIATE_TEST_SUITE_P(Kinds, Allocation,
+                         ::testing::Values(SelectorKind::labels, SelectorKind::page_bounds,
+                                           SelectorKind::hybrid));
 
 }  // namespace
 }  // namespace shoal

@@ -126,10 +126,18 @@ INSTANTIATE_TEST_SUITE_P(
         ErrorCase{"zzzzzzzzzz = 5", "unknown section (there are: selector, budget"},
         ErrorCase{"budget = 5", "budget: must be a section ([budget] has: rows"},
         ErrorCase{"[selector]\nkind = \"lables\"",
-                  "selector.kind = \"lables\": must be \"labels\", \"dense\" or \"recent\" (did "
-                  "you mean \"labels\"?)"},
+                  "selector.kind = \"lables\": must be \"labels\", \"dense\", \"recent\", "
+                  "\"page_bounds\" or \"hybrid\" (did you mean \"labels\"?)"},
         ErrorCase{"[selector]\nkind = 3", "selector.kind = 3: must be \"labels\""},
         ErrorCase{"[selector]\nlabel_bits = 3", "label_bits = 3: must be \"mixed\", 2, 4, 8 or 16"},
+        ErrorCase{"[selector]\npage = 12", "selector.page = 12: must be 4, 8, 16, 32 or 64"},
+        ErrorCase{"[selector]\npage = \"wide\"", "\"wide\": must be 4, 8, 16, 32 or 64"},
+        ErrorCase{"[sharing]\nkind = \"tide\"", "must be \"layer\", \"head\" or \"tidal\" (did you "
+                                                "mean \"tidal\"?)"},
+        ErrorCase{"[sharing]\nanchors = 3", "sharing.anchors = 3: must be a list of whole numbers"},
+        ErrorCase{"[sharing]\nanchors = [2, 2]", "sharing.anchors = [2, 2]: 2 is there twice"},
+        ErrorCase{"[sharing]\nheads = \"map\"", "sharing.heads = \"map\": must be \"shared\" or "
+                                                "\"index\""},
         ErrorCase{"[host]\nkv_bytes = 8", "host.kv_bytes = 8: must be a size with a unit"},
         ErrorCase{"[host]\nkv_bytes = \"8\"", "kv_bytes = \"8\": must be a number with a unit"},
         ErrorCase{"[host]\nkv_bytes = \"8 Gigs\"", "must be a number with a unit: KiB"},
@@ -241,6 +249,9 @@ TEST(Config, CheckFindsWhatAProgramSetWrong) {
     config = {};
     config.budget.dense_layers = {5, 5};
     EXPECT_FALSE(config_check(config).is_ok());
+    config = {};
+    config.selector.page = 12;
+    EXPECT_EQ(config_check(config).message(), "selector.page = 12: must be 4, 8, 16, 32 or 64");
 }
 
 TEST(Config, SchemaNamesEveryKey) {
@@ -302,7 +313,7 @@ TEST(Stats, JsonIsValidAndHoldsEveryFigure) {
     EXPECT_TRUE(json["mass_recall_sum"].is_null());
     EXPECT_TRUE(json["mass_recall_min"].is_null());
     EXPECT_EQ(json["mass_recall_min_layer"], -1);
-    EXPECT_EQ(json.size(), 27U);
+    EXPECT_EQ(json.size(), 29U);
 }
 
 }  // namespace

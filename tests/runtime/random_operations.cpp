@@ -28,9 +28,20 @@ ModelShape RandomOperations::shape() {
     return small_model(kLayers, kHeads, kQueryHeads / kHeads, kDim);
 }
 
-RandomOperations::RandomOperations(uint64_t seed, const std::string& profile, bool named)
-    : random_(seed), named_(named), config_(config()), shape_(shape()) {
+RandomOperations::RandomOperations(uint64_t seed, const std::string& profile, bool named,
+                                   const OperationsPolicy& policy)
+    : random_(seed),
+      named_(named),
+      reuses_(policy.sharing == SharingKind::tidal),
+      config_(config()),
+      shape_(shape()) {
     config_.profile.path = profile;
+    config_.selector.kind = policy.selector;
+    if (policy.selector != SelectorKind::labels) config_.selector.page = uint32_t{4} << below(5);
+    if (policy.sharing != SharingKind::layer) config_.sharing.kind = policy.sharing;
+    config_.sharing.anchors = {0};
+    config_.sharing.heads = policy.heads;
+    config_.budget.adaptive = policy.adaptive;
     SessionOptions options;
     options.store_count_max = kStores;
     options.slots_per_store = kSlots;
@@ -58,6 +69,8 @@ void RandomOperations::add_to(Counts& counts) const {
     counts.stats.queries_sparse += stats.queries_sparse;
     counts.stats.queries_dense += stats.queries_dense;
     counts.stats.queries_exact += stats.queries_exact;
+    counts.stats.selections += stats.selections;
+    counts.stats.selections_reused += stats.selections_reused;
 }
 
 void RandomOperations::run(uint32_t operations) {
@@ -360,7 +373,9 @@ void RandomOperations::abandon() {
 
 void RandomOperations::reconfigure() {
     config_.budget.rows = one_in(4) ? 200 : 4 + below(20);
-    config_.budget.dense_layers = one_in(3) ? std::vector<uint32_t>{1} : std::vector<uint32_t>{};
+    // A layer that reuses keeps nothing to select by: it cannot become a dense one.
+    config_.budget.dense_layers = !reuses_ && one_in(3) ? std::vector<uint32_t>{1}
+                                                        : std::vector<uint32_t>{};
     config_.safety = {below(5), 1 + below(9)};
     session_->end_step().is_ok();  // of a step that was given up, if any
     const Status status = session_->reconfigure(config_);

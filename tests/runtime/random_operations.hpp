@@ -13,6 +13,15 @@
 
 namespace shoal::testing {
 
+// A policy that the operations run under, made and changed at random within what it allows.
+struct OperationsPolicy {
+    const char* name = "labels";
+    SelectorKind selector = SelectorKind::labels;
+    SharingKind sharing = SharingKind::layer;
+    SharingHeads heads = SharingHeads::shared;
+    bool adaptive = false;
+};
+
 class RandomOperations {
 public:
     // What was done, over all runs.
@@ -29,7 +38,8 @@ public:
 
     // `profile`: a file to take channels from, or empty to learn them. With `named`, values say
     // which sequence they are of, and an answer that holds the least of another's row shows.
-    RandomOperations(uint64_t seed, const std::string& profile, bool named);
+    RandomOperations(uint64_t seed, const std::string& profile, bool named,
+                     const OperationsPolicy& policy = {});
     // Stops at the first failure.
     void run(uint32_t operations);
     void add_to(Counts& counts) const;
@@ -133,6 +143,7 @@ private:
 
     std::mt19937_64 random_;
     bool named_;
+    bool reuses_;  // layer 1 attends what layer 0 selects
     Config config_;
     ModelShape shape_;
     std::unique_ptr<Session> session_;

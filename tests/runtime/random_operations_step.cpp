@@ -144,6 +144,10 @@ void RandomOperations::check_answer(const StepRun& step, uint32_t layer, uint32_
     if (together <= config_.budget.sparse_queries_max) {
         slots = session_->attended_slots({layer}, query, head / (kQueryHeads / kHeads));
         check_list(layer, plain, step.visible[query], slots);
+        if (reuses_ && layer == 1) {
+            const uint32_t kv_head = head / (kQueryHeads / kHeads);
+            ASSERT_EQ(slots, session_->attended_slots({0}, query, kv_head)) << "not its anchor's";
+        }
         if (::testing::Test::HasFailure()) return;
     } else {
         EXPECT_TRUE(session_->attended_slots({layer}, query, 0).empty()) << "exact: no list";
@@ -168,9 +172,15 @@ void RandomOperations::check_list(uint32_t layer, const PlainStore& plain,
     ASSERT_TRUE(std::includes(slots.begin(), slots.end(), safety.begin(), safety.end()));
     const Config::Budget& budget = config_.budget;
     const bool dense = !budget.dense_layers.empty() && budget.dense_layers[0] == layer;
-    // Layers learn one after the other.
-    if (!session_->has_channel_statistics() && slots.size() == visible.size()) return;
+    // Layers learn one after the other; bounds need nothing learnt.
+    const bool learns = config_.selector.kind != SelectorKind::page_bounds;
+    if (learns && !session_->has_channel_statistics() && slots.size() == visible.size()) return;
     const bool all = visible.size() <= budget.dense_below || dense;
+    if (budget.adaptive && !all) {
+        ASSERT_GE(slots.size(), std::min(visible.size(), safety.size() + budget.rows / 4));
+        ASSERT_LE(slots.size(), safety.size() + 4 * size_t{budget.rows});
+        return;
+    }
     ASSERT_EQ(slots.size(), all ? visible.size()
                                 : std::min<size_t>(visible.size(), safety.size() + budget.rows));
 }

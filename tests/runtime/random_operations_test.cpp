@@ -11,6 +11,7 @@
 namespace shoal {
 namespace {
 
+using testing::OperationsPolicy;
 using testing::RandomOperations;
 
 // Channels that one session learnt, for those that start with some.
@@ -24,15 +25,16 @@ std::string make_profile() {
 }
 
 // One run in four learns its channels on the way; in every other one, values name their sequence.
-void run_seeds(uint64_t first, uint64_t count, uint32_t operations) {
-    std::printf("%u operations, seeds %llu to %llu\n", operations,
+void run_seeds(uint64_t first, uint64_t count, uint32_t operations,
+               const OperationsPolicy& policy = {}) {
+    std::printf("%s, %u operations, seeds %llu to %llu\n", policy.name, operations,
                 static_cast<unsigned long long>(first),
                 static_cast<unsigned long long>(first + count - 1));
     const std::string profile = make_profile();
     RandomOperations::Counts counts;
     for (uint64_t seed = first; seed < first + count && !::testing::Test::HasFailure(); ++seed) {
         SCOPED_TRACE("seed " + std::to_string(seed));
-        RandomOperations run(seed, seed % 4 == 0 ? "" : profile, seed % 2 == 1);
+        RandomOperations run(seed, seed % 4 == 0 ? "" : profile, seed % 2 == 1, policy);
         run.run(operations);
         run.add_to(counts);
     }
@@ -54,9 +56,38 @@ void run_seeds(uint64_t first, uint64_t count, uint32_t operations) {
     EXPECT_GT(counts.copies, least);
     EXPECT_GT(counts.shifts, 2 * least);
     EXPECT_GT(counts.restores, 2 * least);
+    EXPECT_EQ(counts.stats.selections + counts.stats.selections_reused,
+              counts.stats.queries_sparse);
+    const uint64_t reused = policy.sharing == SharingKind::tidal ? counts.stats.selections : 0;
+    EXPECT_EQ(counts.stats.selections_reused, reused);
 }
 
+const OperationsPolicy kOtherPolicies[] = {
+    {"page_bounds", SelectorKind::page_bounds},
+    {"hybrid", SelectorKind::hybrid},
+    {"tidal", SelectorKind::labels, SharingKind::tidal},
+    {"tidal, a set per head", SelectorKind::labels, SharingKind::tidal, SharingHeads::index},
+    {"tidal over page bounds", SelectorKind::page_bounds, SharingKind::tidal},
+    {.name = "adaptive", .adaptive = true},
+};
+
 TEST(RandomSessionOperations, AnswerAsThePlainModel) { run_seeds(1, 60, 200); }
+
+TEST(RandomSessionOperations, UnderOtherPolicies) {
+    uint64_t first = 1000;
+    for (const OperationsPolicy& policy : kOtherPolicies) {
+        run_seeds(first, 12, 200, policy);
+        first += 100;
+    }
+}
+
+TEST(LongRandomSessionOperations, UnderOtherPolicies) {
+    uint64_t first = 100'000;
+    for (const OperationsPolicy& policy : kOtherPolicies) {
+        run_seeds(first, 150, 200, policy);
+        first += 1000;
+    }
+}
 
 // 10,000 runs take 204 s: SHOAL_TEST_RUNS=10000 test_runtime --gtest_filter='LongRandomS*'
 TEST(LongRandomSessionOperations, AnswerAsThePlainModel) {

@@ -5,6 +5,7 @@
 
 #include <numeric>
 
+#include "runtime/query_view.hpp"
 #include "runtime/store.hpp"
 #include "tests/runtime/session_support.hpp"
 

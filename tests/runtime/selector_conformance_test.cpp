@@ -18,6 +18,7 @@ struct KindCase {
     SelectorKind kind;
     LabelBits label_bits = LabelBits::mixed;
     CombineKind combine = CombineKind::sum;
+    uint32_t page = 16;
     bool fills = true;         // returns min(rows, selectable) slots
     bool uses_history = true;  // what it returns may follow from earlier queries
 };
@@ -30,6 +31,14 @@ const std::vector<KindCase> kKinds{
     {"labels_16", SelectorKind::labels, LabelBits::bits16},
     {"labels_mixed_max", SelectorKind::labels, LabelBits::mixed, CombineKind::max},
     {"labels_16_max", SelectorKind::labels, LabelBits::bits16, CombineKind::max},
+    {"page_bounds", SelectorKind::page_bounds},
+    {"page_bounds_max", SelectorKind::page_bounds, LabelBits::mixed, CombineKind::max},
+    {.name = "page_bounds_4", .kind = SelectorKind::page_bounds, .page = 4},
+    {.name = "page_bounds_64", .kind = SelectorKind::page_bounds, .page = 64},
+    {"hybrid", SelectorKind::hybrid},
+    {"hybrid_max", SelectorKind::hybrid, LabelBits::mixed, CombineKind::max},
+    {.name = "hybrid_8_32", .kind = SelectorKind::hybrid, .label_bits = LabelBits::bits8,
+     .page = 32},
     {.name = "dense", .kind = SelectorKind::dense, .uses_history = false},
     {.name = "recent", .kind = SelectorKind::recent, .fills = false, .uses_history = false},
 };
@@ -41,6 +50,7 @@ protected:
         config.selector.kind = GetParam().kind;
         config.selector.label_bits = GetParam().label_bits;
         config.selector.combine = GetParam().combine;
+        config.selector.page = GetParam().page;
         return config;
     }
 
@@ -173,6 +183,8 @@ TEST_P(SelectorConformance, ThreadsDoNotMatter) {
                     history = got.history;
                     ASSERT_EQ(got.slots, expected[i].slots) << "query " << i;
                     ASSERT_TRUE(same_bits(history.lse, expected[i].history.lse)) << "query " << i;
+                    ASSERT_TRUE(same_bits(history.bound_lse, expected[i].history.bound_lse))
+                        << "query " << i;
                     ASSERT_EQ(history.spans, expected[i].history.spans) << "query " << i;
                     ASSERT_EQ(history.threshold, expected[i].history.threshold) << "query " << i;
                 }
@@ -201,6 +213,7 @@ TEST_P(SelectorConformance, HistoryIsAGuess) {
             const Selected again = store.select(fresh, 0, query, history);
             ASSERT_EQ(again.slots, got.slots) << "depends on more than its history";
             ASSERT_TRUE(same_bits(again.history.lse, got.history.lse));
+            ASSERT_TRUE(same_bits(again.history.bound_lse, got.history.bound_lse));
             if (!GetParam().uses_history) {
                 ASSERT_EQ(store.select(fresh, 0, query).slots, got.slots);
             }

@@ -13,6 +13,7 @@
 
 #include "offload/arena.hpp"
 #include "runtime/label_source.hpp"
+#include "runtime/query_view.hpp"
 #include "runtime/selector.hpp"
 #include "runtime/session_state.hpp"
 #include "runtime/store.hpp"
@@ -59,13 +60,14 @@ public:
         options.slots_per_store = shape.slots;
         limits_ = limits_of(config_, options, groups_, 1);
         StoreOptions store_options;
-        store_options.labels = limits_.labels;
+        store_options.summaries = limits_.summaries;
         Result<std::unique_ptr<Store>> store =
             Store::create(arena_, groups_, shape.slots, store_options);
         EXPECT_TRUE(store) << store.status().message();
         store_ = std::move(*store);
         spoil_memory();
-        if (limits_.labels.enabled) make_formats();
+        store_->start_pages(kernels::cpu_backend(), limits_.summaries.page_slots);
+        if (limits_.summaries.labels) make_formats();
         workspace_bytes_ =
             selector_workspace_bytes(config_.selector.kind, selector_limits(limits_));
         workspace_ = region(workspace_bytes_ + kCanaryBytes);
@@ -146,7 +148,8 @@ public:
         SelectInput in;
         in.group = &group;
         in.labels = &store_->group(group_index).labels;
-        in.view = &view_;
+        in.pages = &store_->group(group_index).pages;
+        in.masks = view_.masks();
         in.q = query.q.data() + size_t{group.q_head_first()} * shape_.head_dim;
         in.q_head_stride = shape_.head_dim;
         in.rows = query.rows;
@@ -184,7 +187,7 @@ private:
         return slots;
     }
 
-    // What was never written holds NaN, in rows and in labels.
+    // What was never written holds NaN, in rows, in labels and in page bounds.
     void spoil_memory() {
         EXPECT_TRUE(store_->ensure(shape_.slots, {}));
         for (uint32_t g = 0; g < groups_.count(); ++g) {
@@ -193,11 +196,12 @@ private:
             for (uint32_t slot = 0; slot < shape_.slots; ++slot) {
                 std::memset(kv.piece(slot), 0xff, kv.format.piece_stride_bytes);
             }
-            if (!limits_.labels.enabled) continue;
-            EXPECT_TRUE(group.label_region.touch_all());
-            EXPECT_TRUE(group.open_region.touch_all());
-            std::memset(group.label_region.data(), 0xff, group.label_region.bytes());
-            std::memset(group.open_region.data(), 0xff, group.open_region.bytes());
+            for (offload::Region* region :
+                 {&group.label_region, &group.open_region, &group.page_region}) {
+                if (region->bytes() == 0) continue;
+                EXPECT_TRUE(region->touch_all());
+                std::memset(region->data(), 0xff, region->bytes());
+            }
         }
     }
 

@@ -27,6 +27,8 @@ struct SessionCase {
     SharingKind sharing;
     uint32_t kv_heads, q_per_kv, head_dim;
     DType dtype;
+    SelectorKind selector = SelectorKind::labels;
+    SharingHeads heads = SharingHeads::shared;
 };
 
 class SessionTest : public ::testing::TestWithParam<SessionCase> {
@@ -38,6 +40,9 @@ protected:
     Config config(uint32_t rows) const {
         Config config = test_config(rows);
         config.sharing.kind = GetParam().sharing;
+        config.sharing.anchors = {1};
+        config.sharing.heads = GetParam().heads;
+        config.selector.kind = GetParam().selector;
         return config;
     }
 };
@@ -125,12 +130,32 @@ INSTANTIATE_TEST_SUITE_P(
                       SessionCase{SharingKind::head, 3, 3, 64, DType::f16},
                       SessionCase{SharingKind::layer, 8, 1, 128, DType::bf16},
                       SessionCase{SharingKind::layer, 1, 8, 80, DType::f32},
-                      SessionCase{SharingKind::head, 2, 16, 32, DType::f16}));
+                      SessionCase{SharingKind::head, 2, 16, 32, DType::f16},
+                      SessionCase{SharingKind::layer, 3, 3, 64, DType::f16,
+                                  SelectorKind::page_bounds},
+                      SessionCase{SharingKind::head, 2, 4, 128, DType::f32,
+                                  SelectorKind::page_bounds},
+                      SessionCase{SharingKind::layer, 3, 3, 64, DType::bf16,
+                                  SelectorKind::hybrid},
+                      SessionCase{SharingKind::tidal, 3, 3, 64, DType::f16},
+                      SessionCase{SharingKind::tidal, 3, 3, 64, DType::f16, SelectorKind::labels,
+                                  SharingHeads::index},
+                      SessionCase{SharingKind::tidal, 3, 3, 64, DType::f16,
+                                  SelectorKind::hybrid}));
 
-TEST(SessionLabels, SelectionFindsTheLoudToken) {
+class SessionSelection : public ::testing::TestWithParam<SelectorKind> {};
+
+INSTANTIATE_TEST_SUITE_P(Kinds, SessionSelection,
+                         ::testing::Values(SelectorKind::labels, SelectorKind::page_bounds,
+                                           SelectorKind::hybrid));
+
+TEST_P(SessionSelection, FindsTheLoudToken) {
     // One old key is the query itself, scaled: it must be selected in every layer and head.
     const ModelShape shape = small_model(1, 2, 2, 64);
-    Driver driver(test_config(8), shape, 4096);
+    Config config = test_config();
+    config.budget.rows = 16;  // a whole page
+    config.selector.kind = GetParam();
+    Driver driver(config, shape, 4096);
     driver.step(900);
     const std::vector<float> v(2 * 64, 0.25F);
     RandomRows rows(99);
@@ -157,7 +182,9 @@ TEST(SessionLabels, SelectionFindsTheLoudToken) {
     ASSERT_TRUE(driver.session().end_step());
     const auto slots = driver.session().attended_slots({0}, 0, 0);
     EXPECT_TRUE(std::binary_search(slots.begin(), slots.end(), 300U));
-    EXPECT_GT(driver.session().stats().spans_ranged_again, 0U);
+    if (GetParam() != SelectorKind::page_bounds) {
+        EXPECT_GT(driver.session().stats().spans_ranged_again, 0U);
+    }
 }
 
 TEST(SessionLabels, DenseUntilStatisticsAreKnownAndSaysSo) {

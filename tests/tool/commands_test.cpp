@@ -146,9 +146,16 @@ TEST_F(ToolCommands, CompareMeasuresBothSides) {
 }
 
 TEST_F(ToolCommands, SelfcheckPasses) {
-    const Outcome outcome = run_tool(small({"selfcheck"}));
-    EXPECT_EQ(outcome.exit_code, 0) << outcome.out << outcome.err;
-    EXPECT_THAT(outcome.out, testing::StartsWith("PASS"));
+    for (const std::vector<std::string>& policy :
+         {std::vector<std::string>{},
+          {"--selector.kind", "page_bounds", "--sharing.kind", "tidal", "--sharing.anchors",
+           "5,12"}}) {
+        std::vector<std::string> arguments = {"selfcheck"};
+        arguments.insert(arguments.end(), policy.begin(), policy.end());
+        const Outcome outcome = run_tool(small(arguments));
+        EXPECT_EQ(outcome.exit_code, 0) << outcome.out << outcome.err;
+        EXPECT_THAT(outcome.out, testing::StartsWith("PASS"));
+    }
 }
 
 TEST_F(ToolCommands, CalibrateWritesAProfileThatRunReads) {
@@ -174,16 +181,47 @@ TEST_F(ToolCommands, CalibrateWritesAProfileThatRunReads) {
 TEST_F(ToolCommands, EvalReportsEveryPolicy) {
     const Outcome outcome = run_tool(
         small({"eval", "-f", text_of(4000), "--tokens", std::to_string(scaled(700)), "--positions",
-               "24", "--rows", "64", "--policy", "labels,dense,recent,stock", "--json"}));
+               "24", "--rows", "64", "--policy",
+               "labels,dense,recent,stock,page_bounds,hybrid,tidal", "--sharing.anchors", "2,9,20",
+               "--json"}));
     ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
     const nlohmann::json policies = outcome.json()["policies"];
-    ASSERT_EQ(policies.size(), 4U);
+    ASSERT_EQ(policies.size(), 7U);
     EXPECT_EQ(policies[0]["name"], "labels 64");
     EXPECT_EQ(policies[1]["name"], "dense");
     EXPECT_LT(policies[1]["kl_mean"].get<double>(), 1e-12) << "dense against itself";
     EXPECT_EQ(policies[1]["same_top"], 1.0);
     EXPECT_LT(policies[0]["kl_mean"].get<double>(), policies[2]["kl_mean"].get<double>());
     EXPECT_LT(policies[3]["kl_mean"].get<double>(), 0.02);
+    // Each really ran: by what it selected from, and all closer than the safety set alone.
+    const auto bytes = [&](size_t policy) {
+        return policies[policy]["decode"]["label_bytes_per_token"].get<double>();
+    };
+    EXPECT_EQ(policies[4]["name"], "page_bounds 64");
+    EXPECT_GT(bytes(4), bytes(0));
+    EXPECT_EQ(policies[5]["name"], "hybrid 64");
+    EXPECT_GT(bytes(5), bytes(4));
+    EXPECT_EQ(policies[6]["name"], "tidal 64");
+    EXPECT_LT(bytes(6), bytes(0) / 4);
+    for (size_t i = 4; i < 7; ++i) {
+        EXPECT_LT(policies[i]["kl_mean"].get<double>(), policies[2]["kl_mean"].get<double>()) << i;
+    }
+}
+
+TEST_F(ToolCommands, AnchorsAreCheckedBeforeTheModelIsLoaded) {
+    const auto refused = [&](std::vector<std::string> arguments) {
+        const Outcome outcome = run_tool(small(std::move(arguments)));
+        EXPECT_EQ(outcome.exit_code, 2);
+        EXPECT_EQ(outcome.out, "");
+        return outcome.err;
+    };
+    EXPECT_THAT(refused({"eval", "-f", text_of(4000), "--policy", "labels,tidal"}),
+                HasSubstr("sharing.anchors = []: must name 1 layer or more"));
+    EXPECT_THAT(refused({"run", "-p", "x", "-n", "1", "--sharing.kind", "tidal",
+                         "--sharing.anchors", "1,40"}),
+                HasSubstr("sharing.anchors: 1: is in budget.dense_layers too"));
+    EXPECT_THAT(refused({"plan", "--sharing.kind", "tidal", "--sharing.anchors", "40"}),
+                HasSubstr("sharing.anchors: 40: must be below 30, the layers of this model"));
 }
 
 TEST_F(ToolCommands, BenchFillsDepthByReplication) {

@@ -38,8 +38,21 @@ const char* selector_name(SelectorKind kind) {
         case SelectorKind::labels: return "labels";
         case SelectorKind::dense: return "dense";
         case SelectorKind::recent: return "recent";
+        case SelectorKind::page_bounds: return "page_bounds";
+        case SelectorKind::hybrid: return "hybrid";
     }
     return "?";
+}
+
+// What another than the default sharing adds to the line.
+std::string sharing_text(const Config::Sharing& sharing) {
+    switch (sharing.kind) {
+        case SharingKind::layer: return "";
+        case SharingKind::head: return ", a selection per KV head";
+        case SharingKind::tidal: break;
+    }
+    return fmt::format(", anchors {}{}", fmt::join(sharing.anchors, ","),
+                       sharing.heads == SharingHeads::index ? " per KV head" : "");
 }
 
 // Names of other devices to which the engine may give layers, or "".
@@ -59,9 +72,10 @@ std::string other_offload_devices() {
 std::string policy_text(const Config& config) {
     if (config.selector.kind == SelectorKind::dense) return "selector dense";
     const std::vector<uint32_t>& dense = config.budget.dense_layers;
-    return fmt::format("selector {}, rows {}, dense layers {}", selector_name(config.selector.kind),
-                       config.budget.rows,
-                       dense.empty() ? "none" : fmt::format("{}", fmt::join(dense, ",")));
+    return fmt::format("selector {}, rows {}, dense layers {}{}",
+                       selector_name(config.selector.kind), config.budget.rows,
+                       dense.empty() ? "none" : fmt::format("{}", fmt::join(dense, ",")),
+                       sharing_text(config.sharing));
 }
 
 }  // namespace

@@ -15,14 +15,22 @@
 namespace shoal {
 
 enum class SelectorKind : uint8_t {
-    labels,  // quantised key channels (Double Sparsity, arXiv 2408.07092)
-    dense,   // everything visible: baseline and oracle
-    recent,  // the safety set only
+    labels,       // quantised key channels (Double Sparsity, arXiv 2408.07092)
+    dense,        // everything visible: baseline and oracle
+    recent,       // the safety set only
+    page_bounds,  // whole pages by the least and largest key of each (Quest, arXiv 2406.10774)
+    hybrid,       // page bounds find candidates, labels choose among them
 };
 enum class CombineKind : uint8_t { sum, max };
 enum class SharingKind : uint8_t {
     layer,  // one set for all KV heads of a layer
     head,   // one set per KV head
+    tidal,  // anchor layers select, the layers after each reuse its set (arXiv 2410.05076)
+};
+// Of `tidal`: which set of its anchor a KV head of a reuse layer attends.
+enum class SharingHeads : uint8_t {
+    shared,  // an anchor selects one set for all its KV heads
+    index,   // one per KV head, reused by the head of the same number
 };
 enum class LabelBits : uint8_t { mixed = 0, bits2 = 2, bits4 = 4, bits8 = 8, bits16 = 16 };
 
@@ -33,10 +41,15 @@ struct Config {
         // Bits of labels per token and KV head. 0: one per key dimension.
         uint32_t row_bits = 0;
         CombineKind combine = CombineKind::sum;
+        // Tokens of a page of page_bounds and hybrid: 4, 8, 16, 32 or 64.
+        uint32_t page = 16;
     } selector;
 
     struct Budget {
         uint32_t rows = 1024;         // selected tokens per group and query; 1 ..
+        // Groups whose attention is spread select up to 4 x rows, others down to a quarter, and
+        // together as many as without. Found from the scores, step by step, in each store.
+        bool adaptive = false;
         uint32_t dense_rows = 8192;   // what a dense layer attends at most; 1 ..
         std::vector<uint32_t> dense_layers = {0, 1};
         // Attention is dense while a query sees at most this many tokens. 0: 2 x rows.
@@ -47,6 +60,10 @@ struct Config {
 
     struct Sharing {
         SharingKind kind = SharingKind::layer;
+        // Of `tidal`, 1 or more: layers that select. Layers after one, up to the next, attend what
+        // it selected, but for dense layers; those before the first select for themselves.
+        std::vector<uint32_t> anchors;
+        SharingHeads heads = SharingHeads::shared;
     } sharing;
 
     struct Safety {

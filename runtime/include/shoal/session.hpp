@@ -34,7 +34,7 @@ namespace shoal {
 // Bytes that create() would take at most, by tier and purpose; and what the machine offers.
 struct MemoryPlan {
     uint64_t kv_bytes = 0;         // K and V rows, whole blocks
-    uint64_t label_bytes = 0;      // labels, ranges, open spans
+    uint64_t label_bytes = 0;      // labels, ranges, open spans, page bounds
     uint64_t index_bytes = 0;      // block tables, stamps, span masks, lists of visible slots
     uint64_t workspace_bytes = 0;  // scores, candidates, partial states, prefill tiles
     uint64_t total_bytes = 0;
@@ -132,7 +132,8 @@ public:
     // q: [query_count, q_head_count, k_head_dim] f32, post-RoPE; out: [query_count, q_head_count,
     // v_head_dim]. lse: [query_count, q_head_count] natural log of the sum of exp over the
     // attended tokens, or null. Sparse when a store brings at most budget.sparse_queries_max
-    // queries, exact otherwise. NaN or Inf in q is refused.
+    // queries, exact otherwise. NaN or Inf in q is refused. Under sharing.kind = "tidal" a layer
+    // that reuses a selection comes after its anchor in every step, with the same visibility.
     Status attend(LayerId layer, const ConstTensor& q, const Visibility& visibility,
                   const Tensor& out, float* lse = nullptr, StreamRef stream = {});
 
@@ -141,7 +142,8 @@ public:
     std::vector<uint32_t> attended_slots(LayerId layer, uint32_t query, uint32_t kv_head) const;
 
     // Changes the policy between steps: selector.kind, selector.combine, budget.*, safety.*,
-    // stats.*. Anything that would change what is stored is refused.
+    // stats.*, sharing.*. Anything that would change what is stored, or needs what is not stored,
+    // is refused.
     Status reconfigure(const Config& config);
     const Config& config() const;
 

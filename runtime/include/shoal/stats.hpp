@@ -16,14 +16,16 @@ struct Stats {
     // Work of decode attention (sparse and dense, not prefill).
     uint64_t rows_attended = 0;     // tokens x KV heads read by attention
     uint64_t kv_bytes_read = 0;     // bytes of K and V those rows are
-    uint64_t label_bytes_read = 0;
+    uint64_t label_bytes_read = 0;  // labels and page bounds
     // Time, nanoseconds of the calling thread.
     uint64_t append_ns = 0;
     uint64_t score_ns = 0;
     uint64_t select_ns = 0;
     uint64_t attend_ns = 0;
     uint64_t exact_ns = 0;
-    // Selection.
+    // Selection. Of queries_sparse, counted per group (a layer, or one of its KV heads):
+    uint64_t selections = 0;        // made by a selector
+    uint64_t selections_reused = 0; // an anchor layer's, attended again
     uint64_t rescans = 0;           // label scans repeated because the heads' lse had drifted
     uint64_t guess_misses = 0;      // top-k runs that had to read every score
     uint64_t spans_encoded = 0;
@@ -37,7 +39,7 @@ struct Stats {
     uint64_t dense_without_statistics = 0;  // queries served dense: no channel statistics yet
     // Memory now.
     uint64_t host_kv_bytes = 0;     // rows in RAM
-    uint64_t label_bytes = 0;
+    uint64_t label_bytes = 0;       // labels and page bounds in RAM
     uint64_t slots_used = 0;
 
     double mass_recall_mean() const {
