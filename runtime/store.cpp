@@ -289,7 +289,7 @@ void Store::clear() {
     for (const auto& group : groups_) {
         group->labels.clear();
         group->label_region.release_from(0);
-        group->history.rows_factor = 1;
+        for (SelectHistory& history : group->histories) history.rows_factor = 1;
         group->pages.clear();
         group->page_region.release_from(0);
     }

@@ -160,6 +160,36 @@ TEST_P(SlidingWindow, IsSaid) {
         << stats.data();
 }
 
+// Of layers 5 and 11, which see everything, the second attends what the first selected.
+TEST_P(SlidingWindow, AnchorsAreLayersThatSeeEverything) {
+    const auto configure = [](int anchor) {
+        const std::string config = "[sharing]\nkind = \"tidal\"\nanchors = [" +
+                                   std::to_string(anchor) + "]\n[budget]\nrows = 64\n" +
+                                   "dense_below = 1\n[profile]\ntokens = 256\n";
+        ASSERT_EQ(plugin().configure(config.c_str()), nullptr);
+    };
+    configure(5);
+    const Context context = make(Engine::shoal);
+    ASSERT_NE(context, nullptr);
+    run(context);
+    const auto attended = [](uint32_t layer) {
+        std::vector<uint32_t> slots(512);
+        slots.resize(static_cast<size_t>(
+            plugin().attended(layer, 0, 0, slots.data(), slots.size())));
+        return slots;
+    };
+    EXPECT_EQ(attended(5).size(), 64U + 4 + 64);
+    EXPECT_EQ(attended(11), attended(5));
+    configure(4);
+    ContextOptions options;
+    options.model = shoal_.get();
+    EXPECT_EQ(make_context(Engine::shoal, options), nullptr);
+    EXPECT_NE(std::string(plugin().last_error()).find("sharing.anchors: 4: must be a layer with "
+                                                      "attention over every earlier token"),
+              std::string::npos)
+        << plugin().last_error();
+}
+
 // The cache of the windowed layers is taken out of host.kv_bytes too.
 TEST_P(SlidingWindow, BothCachesFitTheBudget) {
     ASSERT_EQ(plugin().configure("[host]\nkv_bytes = \"1MiB\"\n"), nullptr);

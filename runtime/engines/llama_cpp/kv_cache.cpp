@@ -222,6 +222,7 @@ Result<KvCache::SessionPlan> KvCache::session_plan(const Config& config, size_t 
         plan.config.selector.kind = SelectorKind::dense;
         plan.config.profile.path.clear();
         plan.config.budget.dense_layers.clear();
+        plan.config.sharing = {};
     }
     const Layer& first = any_layer();
     plan.shape.q_head_count = q_head_count_;

@@ -37,6 +37,7 @@ Status add_sliding_plan(const Config& config, const ModelShape& model,
     dense.selector.kind = SelectorKind::dense;
     dense.profile.path.clear();
     dense.budget.dense_layers.clear();
+    dense.sharing = {};
     SessionOptions small = options;
     small.slots_per_store = context.slots_of_window(window);
     const Result<MemoryPlan> part = Session::plan(dense, part_of(model, true), small);
