@@ -8,12 +8,15 @@ candidates up to the first token that differs, are compared with the first run o
 How far stock is from itself is shown by a second run (requests meet in other batches) and by one
 without flash attention (another attention kernel): weights of few bits make either visible.
 
+With --depth N instead: a prompt of N tokens in each slot, then all slots decode at once; tokens per
+second of Shoal's default policy beside stock's.
+
     ninja -C build/llama llama-server
     python3 bench/llama_server.py --llama-bin build/llama/bin --plugin build/cpu/libggml-shoal.so \\
         --model build/deps/SmolLM2-135M-Instruct.Q4_1.gguf --text build/deps/austen/emma.txt
 
-Exit code 1 if a request failed, or if Shoal attending everything is further from stock than 1.5
-times stock without flash attention is.
+Exit code 1 if a request failed, if Shoal attending everything is further from stock than 1.5 times
+stock without flash attention is, or if Shoal's memory grew by more than 2 % in the second half.
 """
 import argparse
 import concurrent.futures
@@ -96,6 +99,14 @@ class Server:
                     return int(line.split()[1]) / 1024
         return 0.0
 
+    def tokens_of(self, text, count):
+        """The first `count` tokens of a text, as ids."""
+        body = json.dumps({"content": text[:count * 8]}).encode()
+        call = urllib.request.Request(self.url + "/tokenize", body,
+                                      {"Content-Type": "application/json"})
+        with urllib.request.urlopen(call, timeout=600) as answer:
+            return json.load(answer)["tokens"][:count]
+
     def count(self, text):
         self.log.seek(0)
         return self.log.read().count(text)
@@ -104,9 +115,9 @@ class Server:
         body = {**request, "temperature": 0, "cache_prompt": True, "n_probs": 8}
         call = urllib.request.Request(self.url + "/completion", json.dumps(body).encode(),
                                       {"Content-Type": "application/json"})
-        with urllib.request.urlopen(call, timeout=600) as answer:
+        with urllib.request.urlopen(call, timeout=3600) as answer:
             found = json.load(answer)
-        return {"text": found["content"],
+        return {"timings": found["timings"], "text": found["content"],
                 "tokens": [entry["id"] for entry in found["completion_probabilities"]],
                 "logprobs": [{top["id"]: top["logprob"] for top in entry["top_logprobs"]}
                              for entry in found["completion_probabilities"]]}
@@ -130,6 +141,55 @@ def run(args, name, config, requests, flash="on"):
             "context_shifts": shifts}
 
 
+def run_depth(args, name, config, text):
+    """Fills every slot, then decodes in all of them at once; tokens per second of all together."""
+    with Server(args, name, config) as server:
+        prompts = []
+        start = time.monotonic()
+        for slot in range(args.slots):
+            # Prompts differ, so that no slot's cache serves another.
+            ids = server.tokens_of(text[slot * 8 * args.depth // 2:], args.depth)
+            prompts.append({"prompt": ids, "id_slot": slot})
+            server.complete({**prompts[-1], "n_predict": 1})
+        filled = time.monotonic() - start
+        start = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(args.slots) as clients:
+            answers = list(clients.map(
+                lambda prompt: server.complete({**prompt, "n_predict": args.predict}), prompts))
+        # The cached prompts' last tokens are read again before the first token: what the server
+        # itself reports of each slot's decoding leaves that out.
+        rate = sum(answer["timings"]["predicted_per_second"] for answer in answers)
+        return {"name": name, "depth": [len(p["prompt"]) for p in prompts], "fill_seconds": filled,
+                "tokens_per_second": rate, "wall_seconds": time.monotonic() - start,
+                "resident_mib": server.resident_mib()}
+
+
+def depth_main(args, text):
+    args.slot_tokens = (args.depth + args.predict + 511) // 256 * 256
+    profile = f'[profile]\npath = "{os.path.abspath(args.profile)}"\n' if args.profile else ""
+    figures = [run_depth(args, "stock", None, text), run_depth(args, "Shoal", profile, text)]
+    print(f"{args.slots} slots of {figures[0]['depth']} tokens, all decoding {args.predict}\n"
+          f"{'':8}{'tokens/s':>10}{'fill, s':>10}{'RSS MiB':>10}")
+    for figure in figures:
+        print(f"{figure['name']:8}{figure['tokens_per_second']:10.2f}{figure['fill_seconds']:10.0f}"
+              f"{figure['resident_mib']:10.0f}")
+    ratio = figures[1]["tokens_per_second"] / figures[0]["tokens_per_second"]
+    print(f"ratio {ratio:.2f}")
+    write_json(args, figures)
+    return 0
+
+
+def write_json(args, figures):
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(figures, file, indent=1)
+
+
+def memory_grew(resident):
+    """By more than 2 % between the middle and the end."""
+    return resident[-1] > 1.02 * resident[len(resident) // 2]
+
+
 def compare(ours, stock):
     """Share of equal answers; mean difference of log-probabilities that both name."""
     same = [a["text"] == b["text"] for a, b in zip(ours, stock)]
@@ -151,6 +211,10 @@ def parse_args():
     parser.add_argument("--model", required=True)
     parser.add_argument("--text", required=True)
     parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--yardstick", type=int,
+                        help="requests of the two runs that show how far stock is from itself")
+    parser.add_argument("--depth", type=int, help="tokens of each slot's prompt: measures speed")
+    parser.add_argument("--predict", type=int, default=48, help="tokens to decode with --depth")
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--slot-tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
@@ -165,13 +229,17 @@ def parse_args():
 def main():
     args = parse_args()
     with open(args.text, encoding="utf-8") as file:
-        requests = make_requests(file.read(), args.requests, args.seed, args.slot_tokens)
+        text = file.read()
+    if args.depth:
+        return depth_main(args, text)
+    requests = make_requests(text, args.requests, args.seed, args.slot_tokens)
+    some = requests[:args.yardstick]
     sparse = f"[budget]\nrows = {args.rows}\ndense_below = {args.rows}\n"
     if args.profile:
         sparse += f'[profile]\npath = "{os.path.abspath(args.profile)}"\n'
     dense = '[selector]\nkind = "dense"\n'
-    runs = [run(args, "stock", None, requests), run(args, "stock again", None, requests),
-            run(args, "stock, no flash att.", None, requests, flash="off"),
+    runs = [run(args, "stock", None, requests), run(args, "stock again", None, some),
+            run(args, "stock, no flash att.", None, some, flash="off"),
             run(args, "Shoal, everything", dense, requests),
             run(args, f"Shoal, {args.rows} rows", sparse, requests)]
     figures = []
@@ -185,9 +253,10 @@ def main():
         print(f"{found['name']:22}{figure['same_text']:10.3f}{figure['logprob_apart']:13.4f}"
               f"{found['context_shifts']:8}{found['seconds']:7.0f}"
               f"{found['resident_mib'][0]:22.1f}{found['resident_mib'][-1]:10.1f}")
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(figures, file, indent=1)
+    write_json(args, figures)
+    if any(memory_grew(figure["resident_mib"]) for figure in figures[3:]):
+        print("memory grew")
+        return 1
     return 1 if figures[3]["logprob_apart"] > 1.5 * figures[2]["logprob_apart"] else 0
 
 

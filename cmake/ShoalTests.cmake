@@ -83,9 +83,14 @@ if(SHOAL_HAVE_PLUGIN)
             "Attention.BudgetOfEverything*")
 endif()
 if(SHOAL_HAVE_TOOL)
+    # Stands for a GPU driver's library on a machine that has none.
+    add_library(test_fake_nvml MODULE tests/fakes/nvml.cpp)
+    set_target_properties(test_fake_nvml PROPERTIES PREFIX "" OUTPUT_NAME "libnvidia-ml"
+        SUFFIX ".so.1" LIBRARY_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/fakes")
     shoal_test(tool BUDGET 3 LONG_BUDGET 4 LINK shoal fmt::fmt nlohmann_json::nlohmann_json
-        DEPENDS shoal_tool
+        DEPENDS shoal_tool test_fake_nvml
         DEFINE ${test_data} "SHOAL_TEST_TOOL=\"$<TARGET_FILE:shoal_tool>\""
+        "SHOAL_TEST_FAKES=\"${PROJECT_BINARY_DIR}/fakes\""
         UNSANITIZED "*CompareMeasures*" "*EvalReports*")
 endif()
 

@@ -183,6 +183,10 @@ std::vector<ConfigKey> make_keys() {
             "host.threads", 0, 1024, {},
             "threads; 0 is every core. Inside llama.cpp its own threads (-t) are used instead"),
         boolean_key<&C::host, &C::Host::pin>("host.pin", "bind each thread to a core"),
+        boolean_key<&C::host, &C::Host::check_rows>(
+            "host.check_rows",
+            "for debugging, slow: before each attention, compare every row that it may read with a "
+            "hash of what was written"),
         profile_path_key(),
         integer_key<&C::profile, &C::Profile::tokens>(
             "profile.tokens", 256, 1 << 20, {},

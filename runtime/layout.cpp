@@ -101,7 +101,9 @@ Status lay_out(offload::Arena& arena, SessionState& state) {
     const Limits& limits = state.limits;
     for (uint32_t i = 0; i < state.options.store_count_max; ++i) {
         Result<std::unique_ptr<Store>> store =
-            Store::create(arena, state.groups, limits.slot_count_max, limits.summaries);
+            Store::create(arena, state.groups, limits.slot_count_max,
+                          {.summaries = limits.summaries, .queries_max = limits.queries_max,
+                           .check_rows = state.config.host.check_rows});
         if (!store) return store.status();
         if (arena.is_counting()) continue;
         (*store)->start_pages(*state.backend, limits.summaries.page_slots);

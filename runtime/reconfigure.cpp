@@ -48,6 +48,7 @@ Status check_reconfigure(const SessionState& state, const Config& config) {
     if (config.profile.path != now.profile.path) return refuse("profile.path");
     if (config.profile.tokens != now.profile.tokens) return refuse("profile.tokens");
     if (config.host.kv_bytes != now.host.kv_bytes) return refuse("host.kv_bytes");
+    if (config.host.check_rows != now.host.check_rows) return refuse("host.check_rows");
     if (config.budget.sparse_queries_max > state.limits.queries_max) {
         return refuse("budget.sparse_queries_max");
     }

@@ -13,13 +13,19 @@ static_assert(SelectorPolicy<LabelSelector> && SelectorPolicy<DenseSelector> &&
               SelectorPolicy<RecentSelector> && SelectorPolicy<PageSelector> &&
               SelectorPolicy<HybridSelector>);
 
+void SelectHistory::reserve(uint32_t q_head_count) {
+    lse.reserve(q_head_count);
+    bound_lse.reserve(q_head_count);
+    spans.reserve(HeadNormaliser::kHeavySpansMax);
+}
+
 void SelectHistory::prepare(uint32_t q_head_count) {
     if (known) return;
+    reserve(q_head_count);
     lse.assign(q_head_count, 0.0F);
     bound_lse.assign(q_head_count, 0.0F);
     threshold = -1.0F / 0.0F;
     spans.clear();
-    spans.reserve(HeadNormaliser::kHeavySpansMax);
     known = true;
 }
 

@@ -19,12 +19,15 @@
 #include "runtime/groups.hpp"
 #include "runtime/label_index.hpp"
 #include "runtime/page_index.hpp"
+#include "runtime/trace.hpp"
 #include "shoal/config.hpp"
 #include "shoal/stats.hpp"
 
 namespace shoal {
 
-// What earlier selections of a (store, group) left behind for the next one.
+// What earlier selections of a (store, group) left behind for the next one. A step with several
+// queries of one store (sequences that share a cache) has one for each: the first query goes on
+// from what the first query of the last step left, and so on.
 struct SelectHistory {
     std::vector<float> lse;          // [q_head_count] log2 of the sum of 2^score, last step
     std::vector<float> bound_lse;    // the same of page bounds
@@ -35,6 +38,8 @@ struct SelectHistory {
     void forget() { known = false; }
     // What it holds is of a group with as many heads; nothing, the first time.
     void prepare(uint32_t q_head_count);
+    // So that prepare() and selecting allocate nothing.
+    void reserve(uint32_t q_head_count);
 };
 
 struct SelectInput {
@@ -51,6 +56,7 @@ struct SelectInput {
 struct SelectOutput {
     uint32_t* slots = nullptr;  // [rows]
     Stats* stats = nullptr;     // rescans, guess misses, bytes of summaries read, times
+    Trace* trace = nullptr;     // or null: events of the same times
 };
 
 template <typename T>

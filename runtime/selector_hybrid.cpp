@@ -59,11 +59,11 @@ std::span<const SpanMask> HybridSelector::keep_candidates(const SelectInput& in,
 uint32_t HybridSelector::select(const SelectInput& in, SelectOutput& out) {
     const uint64_t candidates = uint64_t{kCandidateFactor} * in.rows;
     const std::span<const uint32_t> pages = ranking_.best(
-        in, static_cast<uint32_t>(std::min<uint64_t>(candidates, UINT32_MAX)), *out.stats);
+        in, static_cast<uint32_t>(std::min<uint64_t>(candidates, UINT32_MAX)), out);
     const uint64_t started = now_ns();
     SelectInput among = in;
     among.masks = keep_candidates(in, pages);
-    out.stats->select_ns += now_ns() - started;
+    add_select_time(in, started, out);
     return labels_.select(among, out);
 }
 

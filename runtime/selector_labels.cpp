@@ -120,8 +120,13 @@ uint32_t LabelSelector::select(const SelectInput& in, SelectOutput& out) {
     history.threshold = best.threshold;
     normaliser_.note_spans({out.slots, best.count}, history.spans);
 
+    const uint64_t selected = now_ns();
     stats.score_ns += scored - started;
-    stats.select_ns += now_ns() - scored;
+    stats.select_ns += selected - scored;
+    if (out.trace != nullptr) {
+        out.trace->add(TraceStage::score, in.group->layer, started, scored);
+        out.trace->add(TraceStage::select, in.group->layer, scored, selected);
+    }
     stats.guess_misses += best.guess_held ? 0 : 1;
     const auto read = std::count_if(in.masks.begin(), in.masks.begin() + span_end,
                                     [](const auto& mask) { return !mask.none_visible(); });

@@ -77,7 +77,8 @@ uint32_t PageRanking::sort_best(uint32_t page_count, uint32_t k) {
     return best.count;
 }
 
-std::span<uint32_t> PageRanking::best(const SelectInput& in, uint32_t slots, Stats& stats) {
+std::span<uint32_t> PageRanking::best(const SelectInput& in, uint32_t slots, SelectOutput& out) {
+    Stats& stats = *out.stats;
     const uint64_t started = now_ns();
     SelectHistory& history = *in.history;
     history.prepare(in.group->q_head_count());
@@ -103,14 +104,27 @@ std::span<uint32_t> PageRanking::best(const SelectInput& in, uint32_t slots, Sta
         wanted *= 2;
     }
     stats.rescans += passes - 1;
+    const uint64_t selected = now_ns();
     stats.score_ns += scored - started;
-    stats.select_ns += now_ns() - scored;
+    stats.select_ns += selected - scored;
+    if (out.trace != nullptr) {
+        out.trace->add(TraceStage::score, in.group->layer, started, scored);
+        out.trace->add(TraceStage::select, in.group->layer, scored, selected);
+    }
     stats.label_bytes_read += PageIndex::bytes(in.group->piece, page_slots, span_end * kSpanSlots);
     return {pages_, used};
 }
 
+void add_select_time(const SelectInput& in, uint64_t started, SelectOutput& out) {
+    const uint64_t ended = now_ns();
+    out.stats->select_ns += ended - started;
+    if (out.trace != nullptr) {
+        out.trace->add(TraceStage::select, in.group->layer, started, ended);
+    }
+}
+
 uint32_t PageSelector::select(const SelectInput& in, SelectOutput& out) {
-    const std::span<uint32_t> pages = ranking_.best(in, in.rows, *out.stats);
+    const std::span<uint32_t> pages = ranking_.best(in, in.rows, out);
     const uint64_t started = now_ns();
     const uint32_t worst = pages.empty() ? 0 : pages.back();
     uint32_t room = in.rows;  // of the worst page: what the better ones leave
@@ -129,7 +143,7 @@ uint32_t PageSelector::select(const SelectInput& in, SelectOutput& out) {
     }
     in.history->threshold = count == in.rows ? ranking_.score(worst) : -1.0F / 0.0F;
     ranking_.note_spans({out.slots, count}, *in.history);
-    out.stats->select_ns += now_ns() - started;
+    add_select_time(in, started, out);
     return count;
 }
 

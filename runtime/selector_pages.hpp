@@ -21,7 +21,7 @@ public:
 
     // The fewest best pages that hold `slots` selectable slots, or every page that holds one.
     // Ties go to the lower page. The pages stay where they are until the next call.
-    std::span<uint32_t> best(const SelectInput& in, uint32_t slots, Stats& stats);
+    std::span<uint32_t> best(const SelectInput& in, uint32_t slots, SelectOutput& out);
     float score(uint32_t page) const { return scores_[page]; }
     void note_spans(std::span<const uint32_t> chosen, SelectHistory& history) {
         normaliser_.note_spans(chosen, history.spans);
@@ -42,6 +42,8 @@ private:
 
 // Bits of the page's slots that a selector may pick.
 uint64_t selectable_bits(const SelectInput& in, uint32_t page);
+// Counts the time since `started`, in nanoseconds, as selecting.
+void add_select_time(const SelectInput& in, uint64_t started, SelectOutput& out);
 
 class PageSelector {
 public:

@@ -156,6 +156,7 @@ Status make_plan(SessionState& state, MemoryPlan& plan) {
     const offload::MemoryLimits machine = offload::read_memory_limits();
     const uint64_t asked = state.config.host.kv_bytes;
     const uint32_t slots = state.options.slots_per_store;
+    plan.machine_bytes = machine.available_bytes;
     plan.available_bytes =
         asked == 0 ? machine.available_bytes : std::min(asked, machine.available_bytes);
     uint64_t one_more = 0;
@@ -429,6 +430,20 @@ Status Session::write_profile(const std::string& path, const std::string& source
 }
 
 Stats Session::stats() const { return collect_stats(impl_->state); }
+
+Status Session::trace(uint32_t event_capacity) {
+    if (event_capacity > kTraceEventsMax) {
+        return Status::error(StatusCode::invalid_argument,
+                             fmt::format("trace: {} events: must be 0 .. {}", event_capacity,
+                                         kTraceEventsMax));
+    }
+    impl_->state.trace.start(event_capacity);
+    return Status::ok();
+}
+
+size_t Session::read_trace(std::span<TraceEvent> out) { return impl_->state.trace.read(out); }
+
+uint64_t Session::trace_dropped() const { return impl_->state.trace.dropped(); }
 
 void Session::reset_stats() {
     SessionState& state = impl_->state;

@@ -12,6 +12,7 @@
 #include "runtime/label_source.hpp"
 #include "runtime/selector.hpp"
 #include "runtime/store.hpp"
+#include "runtime/trace.hpp"
 #include "shoal/session.hpp"
 
 namespace shoal {
@@ -57,6 +58,7 @@ struct SessionState {
     Selector selector;
     const kernels::Backend* backend = nullptr;
     Stats stats;
+    Trace trace;
     std::vector<double> recall_sum;            // [layer]
     std::vector<uint64_t> recall_count;        // [layer]
 

@@ -36,6 +36,7 @@ std::string stats_to_json(const Stats& stats) {
     json["mass_recall_mean"] = finite(stats.mass_recall_mean());
     json["mass_recall_min"] = finite(stats.mass_recall_min);
     json["mass_recall_min_layer"] = stats.mass_recall_min_layer;
+    json["rows_checked"] = stats.rows_checked;
     json["dense_without_statistics"] = stats.dense_without_statistics;
     json["host_kv_bytes"] = stats.host_kv_bytes;
     json["label_bytes"] = stats.label_bytes;

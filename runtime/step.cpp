@@ -69,7 +69,7 @@ Step::Step(SessionState& state)
     last_query_offsets_.reserve(s_.options.store_count_max + 1);
     slots_.reserve(s_.options.queries_per_step_max);
     jobs_.reserve(size_t{s_.limits.queries_max} * s_.groups.count());
-    selected_.resize(size_t{s_.options.store_count_max} * s_.groups.count());
+    selected_.resize(list_ids_.size());
     shares_.reserve(s_.groups.count());
     sample_.lse_list.resize(s_.limits.q_head_count_max);
     sample_.lse_all.resize(s_.limits.q_head_count_max);
@@ -146,6 +146,7 @@ Status Step::begin(const StepInput& input) {
         }
     }
     open_ = true;
+    began_ns_ = s_.trace.is_on() ? now_ns() : 0;
     s_.stats.steps++;
     s_.stats.tokens_written += slots_.size();
     return Status::ok();
@@ -190,7 +191,9 @@ Status Step::write(uint32_t layer, Store& store, std::span<const int64_t> slots,
             SHOAL_TRY(store.write(g, group, RowPart::k, slots, k, *s_.backend, s_.executor));
         }
     }
-    s_.stats.append_ns += now_ns() - started;
+    const uint64_t ended = now_ns();
+    s_.stats.append_ns += ended - started;
+    s_.trace.add(TraceStage::append, layer, started, ended);
     return Status::ok();
 }
 
@@ -250,6 +253,7 @@ Status Step::attend(const AttendCall& call) {
             call.visibility->query_offsets[i + 1] - call.visibility->query_offsets[i];
         if (queries == 0) continue;
         SHOAL_TRY(check_written(call.layer, i));
+        SHOAL_TRY(compare_rows(call.layer, i));
         if (queries > s_.config.budget.sparse_queries_max) {
             SHOAL_TRY(attend_exact(i, call));
         } else {
@@ -273,12 +277,15 @@ Status Step::attend_lists(uint32_t store_index, const AttendCall& call) {
             job.query = query;
             job.view = view_first(store_index) + query - query_begin;
             SHOAL_TRY(choose(*job.group, store, call, job));
+            SHOAL_TRY(check_list(job));
             jobs_.push_back(job);
         }
     }
     const uint64_t started = now_ns();
     run_jobs(store, call, jobs_);
-    s_.stats.attend_ns += now_ns() - started;
+    const uint64_t ended = now_ns();
+    s_.stats.attend_ns += ended - started;
+    s_.trace.add(TraceStage::attend, call.layer, started, ended);
     sample_recall(store, call, jobs_.front());
     return Status::ok();
 }
@@ -294,7 +301,7 @@ Status Step::choose(const Group& group, Store& store, const AttendCall& call, Jo
     } else {
         if (group.selects()) {
             list = select(group, job.query, job.view, store, call);
-            selected_[job.view / s_.limits.queries_max * s_.groups.count() + group.index] = 1;
+            selected_[list_index(group.index, job.view)] = 1;
             s_.stats.selections++;
         } else {
             SHOAL_TRY(reuse(group, job.view, list));
@@ -324,11 +331,12 @@ kernels::SlotList Step::select(const Group& group, uint32_t query, uint32_t view
     in.q_head_stride = call.q->head_stride_bytes / sizeof(float);
     in.q = reinterpret_cast<const float*>(call.q->data + query * call.q->n_stride_bytes) +
            group.q_head_first() * in.q_head_stride;
-    in.rows = std::min(budget_of(group, data.history), view.visible_count());
-    in.history = &data.history;
+    in.history = &data.histories[view_index % s_.limits.queries_max];
+    in.rows = std::min(budget_of(group, *in.history), view.visible_count());
     SelectOutput out;
     out.slots = slots + safety.size();
     out.stats = &s_.stats;
+    out.trace = &s_.trace;
     const uint32_t count = s_.selector.select(in, out);
     merge_into_front(safety, {out.slots, count}, slots);
     return {slots, 0, static_cast<uint32_t>(safety.size()) + count};
@@ -337,7 +345,8 @@ kernels::SlotList Step::select(const Group& group, uint32_t query, uint32_t view
 Status Step::end() {
     if (!open_) return invalid("end_step: no step: call begin_step first");
     open_ = false;
-    for (uint32_t i = 0; i < stores_.size() && s_.config.budget.adaptive; ++i) adapt_rows(i);
+    if (s_.config.budget.adaptive) adapt_rows();
+    if (began_ns_ != 0) s_.trace.add(TraceStage::step, 0, began_ns_, now_ns());
     return Status::ok();
 }
 

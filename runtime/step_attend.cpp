@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "offload/executor.hpp"
@@ -115,6 +116,47 @@ Status Step::check_written(uint32_t layer, uint32_t store_index) const {
                                slot, layer));
 }
 
+// With host.check_rows: no row is read that is not what was written to its slot.
+Status Step::compare_rows(uint32_t layer, uint32_t store_index) {
+    const Store& store = *s_.stores[stores_[store_index]];
+    const SlotRange groups = s_.groups.of_layer(layer);
+    for (uint32_t g = groups.begin; g < groups.end; ++g) {
+        const GroupStore& group = store.group(g);
+        if (!group.check.is_on()) return Status::ok();
+        const uint32_t slot = group.check.first_wrong(group.rows.view(), seen_[store_index]);
+        if (slot == UINT32_MAX) {
+            for (const kernels::SpanMask& mask : seen_[store_index]) {
+                s_.stats.rows_checked += static_cast<uint64_t>(std::popcount(mask.visible[0]) +
+                                                               std::popcount(mask.visible[1]));
+            }
+            continue;
+        }
+        return Status::error(StatusCode::corrupt,
+                             fmt::format("layer {}, store {}: the row of slot {} is not what was "
+                                         "written there (host.check_rows)",
+                                         layer, stores_[store_index], slot));
+    }
+    return Status::ok();
+}
+
+// With host.check_rows: a query attends no slot that it may not see.
+Status Step::check_list(const Job& job) {
+    if (!s_.config.host.check_rows) return Status::ok();
+    const std::span<const kernels::SpanMask> masks = views_[job.view].masks();
+    for (uint32_t i = 0; i < job.slots.count; ++i) {
+        const uint32_t slot = job.slots.at(i);
+        const size_t span = slot / kernels::kSpanSlots;
+        const uint64_t word =
+            span < masks.size() ? masks[span].visible[slot % kernels::kSpanSlots / 64] : 0;
+        if (((word >> (slot % 64)) & 1U) != 0) continue;
+        return Status::error(StatusCode::corrupt,
+                             fmt::format("layer {}: query {} would attend slot {}, which it may "
+                                         "not see (host.check_rows)",
+                                         job.group->layer, job.query, slot));
+    }
+    return Status::ok();
+}
+
 Status Step::learn(uint32_t layer, const ConstTensor& q) {
     if (!s_.limits.summaries.labels || s_.shape.layers[layer].kind == LayerKind::sliding) {
         return Status::ok();
@@ -172,24 +214,25 @@ uint32_t Step::budget_of(const Group& group, const SelectHistory& history) const
     return std::max(1U, static_cast<uint32_t>(rows + 0.5));
 }
 
-// The groups of a store that selected in this step, but for dense ones, share their rows anew.
-void Step::adapt_rows(uint32_t store_index) {
-    Store& store = *s_.stores[stores_[store_index]];
+// The groups that selected for a query in this step, but for dense ones, share its rows anew.
+void Step::adapt_rows() {
     const bool is_log = s_.config.selector.combine == CombineKind::max;
-    shares_.clear();
-    for (const Group& group : s_.groups.all()) {
-        if (selected_[size_t{store_index} * s_.groups.count() + group.index] == 0 || group.dense) {
-            continue;
+    const uint32_t queries = s_.limits.queries_max;
+    for (uint32_t view = 0; view < stores_.size() * queries; ++view) {
+        Store& store = *s_.stores[stores_[view / queries]];
+        shares_.clear();
+        for (const Group& group : s_.groups.all()) {
+            if (selected_[list_index(group.index, view)] == 0 || group.dense) continue;
+            SelectHistory& history = store.group(group.index).histories[view % queries];
+            const double score = is_log ? std::exp2(history.threshold) : history.threshold;
+            RowShare share;
+            share.factor = &history.rows_factor;
+            share.marginal = std::max(score, 0.0) / (is_log ? 1 : group.q_head_count());
+            share.weight = group.served;
+            shares_.push_back(share);
         }
-        SelectHistory& history = store.group(group.index).history;
-        const double score = is_log ? std::exp2(history.threshold) : history.threshold;
-        RowShare share;
-        share.factor = &history.rows_factor;
-        share.marginal = std::max(score, 0.0) / (is_log ? 1 : group.q_head_count());
-        share.weight = group.served;
-        shares_.push_back(share);
+        share_rows(shares_);
     }
-    share_rows(shares_);
 }
 
 // The anchor's list, made in this step for what the query sees.
@@ -338,7 +381,9 @@ Status Step::attend_exact(uint32_t store_index, const AttendCall& call) {
         }
         s_.stats.queries_exact += in.query_count;
     }
-    s_.stats.exact_ns += now_ns() - started;
+    const uint64_t ended = now_ns();
+    s_.stats.exact_ns += ended - started;
+    s_.trace.add(TraceStage::exact, call.layer, started, ended);
     return Status::ok();
 }
 

@@ -69,21 +69,30 @@ Status create_group(offload::Arena& arena, const Group& group, uint32_t slot_cou
 
 Result<std::unique_ptr<Store>> Store::create(offload::Arena& arena, const Groups& groups,
                                              uint32_t slot_count_max,
-                                             const SummaryLimits& summaries) {
+                                             const StoreOptions& options) {
     const uint64_t spans = span_count_of(slot_count_max);
+    const uint64_t check_bytes = options.check_rows ? RowCheck::bytes(slot_count_max) : 0;
     Result<offload::Region> index = arena.region(
         MemoryTag::index,
-        SlotOrder::bytes(slot_count_max) + spans * sizeof(SpanWritten) * groups.count());
+        SlotOrder::bytes(slot_count_max) +
+            (spans * sizeof(SpanWritten) + check_bytes) * groups.count());
     if (!index) return index.status();
     auto* written =
         reinterpret_cast<SpanWritten*>(index->data() + SlotOrder::bytes(slot_count_max));
+    auto* checks = reinterpret_cast<std::byte*>(written + spans * groups.count());
     auto store = std::unique_ptr<Store>(
         new Store(std::move(*index), arena.is_counting() ? 0 : slot_count_max));
     for (const Group& group : groups.all()) {
         auto made = std::make_unique<GroupStore>();
-        SHOAL_TRY(create_group(arena, group, slot_count_max, summaries, *made));
+        SHOAL_TRY(create_group(arena, group, slot_count_max, options.summaries, *made));
         made->written = {written, spans};
         written += spans;
+        if (options.check_rows) {
+            made->check = RowCheck(checks, slot_count_max, store->groups_.size());
+        }
+        checks += check_bytes;
+        made->histories.resize(options.queries_max);
+        for (SelectHistory& history : made->histories) history.reserve(group.q_head_count());
         store->groups_.push_back(std::move(made));
     }
     return store;
@@ -119,6 +128,7 @@ Status Store::write(uint32_t group_index, const Group& group, RowPart part,
         const uint64_t bit = uint64_t{1} << (slot % 64);
         bits = finite ? bits | bit : bits & ~bit;  // a refused row counts as never written
     }
+    if (finite) out.check.record(in.kv, part, slots);
     if (!finite) {
         return Status::error(StatusCode::invalid_argument,
                              fmt::format("layer {}: a {} row holds NaN, Inf or a value outside the "
@@ -212,7 +222,8 @@ Status Store::copy_part(uint32_t group_index, RowPart part, const Store& from,
         if (is_k) std::copy_n(source.written[span].k, 2, to.written[span].k);
         else std::copy_n(source.written[span].v, 2, to.written[span].v);
     }
-    if (is_k) to.history = source.history;
+    to.check.copy_from(source.check, part);
+    if (is_k) to.histories = source.histories;
     if (is_k) copy_summaries(to, source, slot_end, executor);
     return Status::ok();
 }
@@ -242,7 +253,10 @@ Status Store::fork_from(Store& from, const Executor& executor) {
             return status;
         }
         std::copy(source.written.begin(), source.written.end(), to.written.begin());
-        to.history = source.history;
+        for (const RowPart part : {RowPart::k, RowPart::v}) {
+            to.check.copy_from(source.check, part);
+        }
+        to.histories = source.histories;
         copy_summaries(to, source, from.order_.slot_end(), executor);
     }
     order_.copy_from(from.order_);
@@ -266,7 +280,7 @@ void Store::truncate(uint32_t slot_count) {
         group->labels.truncate(group->rows.view(), slot_count, group->written);
         group->pages.truncate(group->rows.view(), slot_count, group->written);
         group->rows.release_from(slot_count);
-        group->history.forget();
+        for (SelectHistory& history : group->histories) history.forget();
     }
 }
 
@@ -275,7 +289,7 @@ void Store::clear() {
     for (const auto& group : groups_) {
         group->labels.clear();
         group->label_region.release_from(0);
-        group->history.rows_factor = 1;
+        for (SelectHistory& history : group->histories) history.rows_factor = 1;
         group->pages.clear();
         group->page_region.release_from(0);
     }

@@ -10,6 +10,7 @@
 #include "runtime/groups.hpp"
 #include "runtime/label_index.hpp"
 #include "runtime/page_index.hpp"
+#include "runtime/row_check.hpp"
 #include "runtime/selector.hpp"
 #include "runtime/slot_order.hpp"
 
@@ -24,7 +25,8 @@ struct GroupStore {
     offload::Region open_region;       // open span, then channel_scale_max
     PageIndex pages;
     offload::Region page_region;
-    SelectHistory history;
+    std::vector<SelectHistory> histories;  // by query of the store in a step
+    RowCheck check;
 
     // Whether there is memory for them: decided when the session is made.
     bool keeps_labels() const { return label_region.bytes() != 0; }
@@ -46,13 +48,19 @@ struct SummaryLimits {
     uint32_t page_slots = 0;    // slots of a page of page bounds; 0 = no page bounds
 };
 
+struct StoreOptions {
+    SummaryLimits summaries;
+    uint32_t queries_max = 1;  // of a step that select
+    bool check_rows = false;   // host.check_rows
+};
+
 class Store {
 public:
     // Takes what a store of `slot_count_max` slots needs from `arena`; with a counting arena only
     // the bytes are added up and the result must not be used.
     static Result<std::unique_ptr<Store>> create(offload::Arena& arena, const Groups& groups,
                                                  uint32_t slot_count_max,
-                                                 const SummaryLimits& summaries);
+                                                 const StoreOptions& options);
 
     // Puts the slots [0, slot_end) of every group into RAM: once per step, before any write.
     Status ensure(uint32_t slot_end, const Executor& executor);
@@ -97,7 +105,8 @@ private:
     Status keys_changed(GroupStore& group, std::span<const int64_t> slots,
                         const Executor& executor);
 
-    offload::Region index_;  // stamps, span bounds, then `written` of every group
+    // Stamps, span bounds, then `written` of every group, then their checks if rows are checked.
+    offload::Region index_;
     SlotOrder order_;
     std::vector<std::unique_ptr<GroupStore>> groups_;
 };

@@ -11,6 +11,7 @@
 #include "offload/memory_limits.hpp"
 #include "runtime/tool/commands.hpp"
 #include "runtime/tool/exit.hpp"
+#include "runtime/tool/exports.hpp"
 #include "runtime/tool/generate.hpp"
 #include "runtime/tool/options.hpp"
 #include "runtime/tool/process_memory.hpp"
@@ -29,6 +30,7 @@ constexpr uint32_t kTurnTokens = 4;
 
 struct BenchFlags {
     CommonFlags common;
+    ExportFlags exports;
     std::string file;
     std::string depths = "512,4096,32768";
     std::string prefill;
@@ -66,7 +68,7 @@ struct PrefillResult {
 class Bench {
 public:
     Bench(const BenchFlags& flags, Prepared prepared)
-        : flags_(flags), prepared_(std::move(prepared)) {}
+        : flags_(flags), prepared_(std::move(prepared)), exports_(flags.exports) {}
 
     Status run(const std::string& text, const std::vector<uint32_t>& depths,
                const std::vector<uint32_t>& prefills) {
@@ -92,9 +94,11 @@ private:
     bool with_stock() const { return stock_.engine != nullptr; }
 
     Status load() {
+        SHOAL_TRY(exports_.open());
         Result<std::unique_ptr<Engine>> shoal = Engine::load(EngineKind::shoal, prepared_.engine);
         if (!shoal) return shoal.status();
         shoal_.engine = std::move(*shoal);
+        SHOAL_TRY(exports_.attach(*shoal_.engine));
         if (flags_.no_stock) return Status::ok();
         Result<std::unique_ptr<Engine>> stock = Engine::load(EngineKind::stock, prepared_.engine);
         if (!stock) return stock.status();
@@ -115,6 +119,7 @@ private:
                 SHOAL_TRY(read_prompt(*side->engine, prompt, label, timing));
                 (side == &stock_ ? result.stock : result.shoal)
                     .push_back(timing.tokens_per_second());
+                if (side == &shoal_) SHOAL_TRY(exports_.flush(*side->engine));
                 side->engine->drop_context();
             }
         }
@@ -163,6 +168,7 @@ private:
         SHOAL_TRY(decode_in_turns(depth, result));
         result.resident_bytes = resident_bytes();
         depths_.push_back(std::move(result));
+        SHOAL_TRY(exports_.flush(*shoal_.engine));
         shoal_.engine->drop_context();
         if (with_stock()) stock_.engine->drop_context();
         return Status::ok();
@@ -213,6 +219,7 @@ private:
 
     const BenchFlags& flags_;
     Prepared prepared_;
+    Exports exports_;
     Side shoal_;
     Side stock_;
     std::vector<llama_token> tokens_;
@@ -335,6 +342,7 @@ void add_bench(CLI::App& app, Action& action) {
         ->capture_default_str();
     command->add_flag("--no-stock", flags->no_stock, "measure Shoal alone");
     add_output_flags(*command, flags->common);
+    add_metrics_flag(*command, flags->exports);
     add_config_flags(*command, flags->common.config);
     command->callback(
         [flags, &action] { action.run = [flags] { return bench_command(*flags); }; });

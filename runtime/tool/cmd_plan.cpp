@@ -49,6 +49,7 @@ nlohmann::ordered_json plan_json(const Prepared& prepared, const MemoryPlan& pla
     json["index_bytes"] = plan.index_bytes;
     json["workspace_bytes"] = plan.workspace_bytes;
     json["total_bytes"] = plan.total_bytes;
+    json["machine_bytes"] = plan.machine_bytes;
     json["available_bytes"] = plan.available_bytes;
     json["bytes_per_token"] = plan.bytes_per_slot;
     json["context_tokens_fit"] = context_that_fits(plan, prepared.engine.model, tokens);

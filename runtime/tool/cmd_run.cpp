@@ -10,6 +10,7 @@
 #include "runtime/tool/commands.hpp"
 #include "runtime/tool/compare.hpp"
 #include "runtime/tool/exit.hpp"
+#include "runtime/tool/exports.hpp"
 #include "runtime/tool/generate.hpp"
 #include "runtime/tool/options.hpp"
 #include "runtime/tool/process_memory.hpp"
@@ -27,6 +28,7 @@ using offload::bytes_text;
 struct RunFlags {
     CommonFlags common;
     SamplingFlags sampling;
+    ExportFlags exports;
     std::string prompt;
     std::string file;
     int64_t tokens = 128;
@@ -106,6 +108,8 @@ Status check_fits(const Prepared& prepared, uint32_t tokens) {
 
 Status generate_all(const RunFlags& flags, const Prepared& prepared, const std::string& given,
                     Outcome& out) {
+    Exports exports(flags.exports);
+    SHOAL_TRY(exports.open());
     Result<std::unique_ptr<Engine>> loaded = Engine::load(EngineKind::shoal, prepared.engine);
     if (!loaded) return loaded.status();
     Engine& engine = **loaded;
@@ -119,11 +123,13 @@ Status generate_all(const RunFlags& flags, const Prepared& prepared, const std::
     SHOAL_TRY(check_fits(prepared, *context));
     const uint64_t before = resident_anonymous_bytes();
     SHOAL_TRY(engine.make_context(*context));
+    SHOAL_TRY(exports.attach(engine));
     const Status read = read_prompt(engine, out.prompt, "reading the prompt", out.prefill);
     out.stats = engine.plugin().stats();
     out.stats_json = engine.plugin().stats_json();
     if (!read.is_ok()) {
         out.generation.status = read;
+        SHOAL_TRY(exports.finish(engine));
         return is_interrupted_status(read) ? Status::ok() : read;
     }
     const SamplerPtr sampler = make_sampler(flags.sampling);
@@ -140,6 +146,7 @@ Status generate_all(const RunFlags& flags, const Prepared& prepared, const std::
     out.stats_json = engine.plugin().stats_json();
     if (!flags.common.json) fmt::print("\n");
     std::fflush(stdout);
+    SHOAL_TRY(exports.finish(engine));
     if (flags.compare && out.generation.status.is_ok() && !out.generation.tokens.empty()) {
         out.compared = true;
         out.comparison = compare_with_stock(engine, out.prefill, out.context_bytes, out.prompt,
@@ -243,6 +250,8 @@ void add_run(CLI::App& app, Action& action) {
                       "do the same with stock llama.cpp and print both side by side");
     add_sampling_flags(*command, flags->sampling);
     add_output_flags(*command, flags->common);
+    add_metrics_flag(*command, flags->exports);
+    add_trace_flag(*command, flags->exports);
     add_config_flags(*command, flags->common.config);
     command->callback([flags, &action] { action.run = [flags] { return run_command(*flags); }; });
 }

@@ -19,5 +19,8 @@ void add_eval(CLI::App& app, Action& action);
 void add_selfcheck(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
 void add_config(CLI::App& app, Action& action);
+void add_doctor(CLI::App& app, Action& action);
+void add_completions(CLI::App& app, Action& action);
+void add_man(CLI::App& app, Action& action);
 
 }  // namespace shoal::tool

@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 
 #include <fmt/format.h>
 
+#include "runtime/clock.hpp"
 #include "runtime/tool/engine_log.hpp"
 #include "runtime/tool/exit.hpp"
 #include "runtime/tool/terminal.hpp"
@@ -84,6 +84,7 @@ Status Engine::make_context(uint32_t context_tokens) {
     params.n_batch = options_.batch;
     params.n_ubatch = options_.micro_batch;
     params.n_seq_max = 1;
+    params.swa_full = false;
     params.n_threads = options_.threads;
     params.n_threads_batch = options_.threads;
     params.flash_attn_type = kind_ == EngineKind::stock_no_flash ? LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -119,10 +120,12 @@ Status Engine::prefill(std::span<const llama_token> tokens,
         const size_t count = std::min<size_t>(options_.micro_batch, tokens.size() - done);
         // llama_decode does not write to the tokens; its C type only lacks the const.
         auto* first = const_cast<llama_token*>(tokens.data() + done);
+        const uint64_t start = now_ns();
         const int32_t code =
             llama_decode(context_.get(), llama_batch_get_one(first, static_cast<int32_t>(count)));
         if (code != 0) return decode_failed(code);
         llama_synchronize(context_.get());
+        if (watcher_) watcher_({start, now_ns(), static_cast<uint32_t>(count), true});
         done += count;
         if (progress) progress(done);
     }
@@ -130,12 +133,13 @@ Status Engine::prefill(std::span<const llama_token> tokens,
 }
 
 Result<double> Engine::decode(llama_token token) {
-    const auto start = std::chrono::steady_clock::now();
+    const uint64_t start = now_ns();
     const int32_t code = llama_decode(context_.get(), llama_batch_get_one(&token, 1));
     if (code != 0) return decode_failed(code);
     llama_synchronize(context_.get());
-    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
-        .count();
+    const uint64_t end = now_ns();
+    if (watcher_) watcher_({start, end, 1, false});
+    return static_cast<double>(end - start) * 1e-6;
 }
 
 std::span<const float> Engine::logits() const {

@@ -74,6 +74,14 @@ public:
     // Appends one token; returns milliseconds.
     Result<double> decode(llama_token token);
     std::span<const float> logits() const;
+    // Called after every micro-batch and token, with what it was.
+    struct Work {
+        uint64_t begin_ns = 0;
+        uint64_t end_ns = 0;
+        uint32_t tokens = 0;
+        bool is_prefill = false;
+    };
+    void watch(std::function<void(const Work&)> watcher) { watcher_ = std::move(watcher); }
     // Forgets the tokens from `position` on.
     Status truncate(uint32_t position);
     uint32_t depth() const;
@@ -90,6 +98,7 @@ private:
     EngineOptions options_;
     ModelPtr model_;
     ContextPtr context_;
+    std::function<void(const Work&)> watcher_;
 };
 
 uint32_t default_threads();

@@ -68,6 +68,9 @@ int run_tool(int argc, char** argv) {
     add_selfcheck(app, action);
     add_bench(app, action);
     add_config(app, action);
+    add_doctor(app, action);
+    add_completions(app, action);
+    add_man(app, action);
     const std::vector<std::string> arguments = expand_short_flags(argc, argv);
     std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
     try {

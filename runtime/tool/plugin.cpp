@@ -41,7 +41,6 @@ Status from_text(const char* error) {
     return Status::error(StatusCode::invalid_argument, error);
 }
 
-// The counters the tool shows; the rest of the object is passed on as it is.
 Stats stats_from_json(const std::string& text) {
     Stats stats;
     const auto json = nlohmann::json::parse(text, nullptr, false);
@@ -108,6 +107,8 @@ Status Plugin::open(const std::string& path) {
                           resolve(reg, "shoal_llama_reconfigure", reconfigure_) &&
                           resolve(reg, "shoal_llama_stats_json", stats_json_) &&
                           resolve(reg, "shoal_llama_reset_stats", reset_stats_) &&
+                          resolve(reg, "shoal_llama_trace", trace_) &&
+                          resolve(reg, "shoal_llama_read_trace", read_trace_) &&
                           resolve(reg, "shoal_llama_write_profile", write_profile_) &&
                           resolve(reg, "shoal_llama_last_error", last_error_);
     if (complete) return Status::ok();
@@ -122,6 +123,20 @@ Status Plugin::configure(const Config& config, const std::string& model_fingerpr
 
 Status Plugin::reconfigure(const Config& config) const {
     return from_text(reconfigure_(config_to_toml(config).c_str()));
+}
+
+Status Plugin::trace(uint32_t event_capacity) const { return from_text(trace_(event_capacity)); }
+
+void Plugin::read_trace(std::vector<TraceEvent>& events, uint64_t& dropped) const {
+    std::array<shoal_llama_trace_event, 256> part = {};
+    size_t got = part.size();
+    while (got == part.size()) {
+        got = read_trace_(part.data(), part.size(), &dropped);
+        for (size_t i = 0; i < got; ++i) {
+            events.push_back({part[i].begin_ns, part[i].end_ns, part[i].layer,
+                              static_cast<TraceStage>(part[i].stage)});
+        }
+    }
 }
 
 Status Plugin::write_profile(const std::string& path, const std::string& source) const {

@@ -11,6 +11,7 @@
 #include "shoal/config.hpp"
 #include "shoal/stats.hpp"
 #include "shoal/status.hpp"
+#include "shoal/trace.hpp"
 
 namespace shoal::tool {
 
@@ -30,6 +31,10 @@ public:
     Status write_profile(const std::string& path, const std::string& source) const;
     Stats stats() const;
     void reset_stats() const { reset_stats_(); }
+    // Events of the live session's steps from here on; 0: none.
+    Status trace(uint32_t event_capacity) const;
+    // Moves out what was recorded; counts what found no room.
+    void read_trace(std::vector<TraceEvent>& events, uint64_t& dropped) const;
     std::string stats_json() const;
     std::string last_error() const;
 
@@ -46,6 +51,8 @@ private:
     shoal_llama_reset_stats_t reset_stats_ = nullptr;
     shoal_llama_write_profile_t write_profile_ = nullptr;
     shoal_llama_last_error_t last_error_ = nullptr;
+    shoal_llama_trace_t trace_ = nullptr;
+    shoal_llama_read_trace_t read_trace_ = nullptr;
 };
 
 }  // namespace shoal::tool

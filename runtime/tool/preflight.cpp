@@ -32,6 +32,7 @@ constexpr std::array<Architecture, 15> kArchitectures = {{
     {"llama", ""},
     {"qwen2", ""},
     {"qwen3", ""},
+    {"gemma3", ""},
     {"mamba", "keeps no KV cache per token: nothing for Shoal to hold"},
     {"mamba2", "keeps no KV cache per token: nothing for Shoal to hold"},
     {"rwkv6", "keeps no KV cache per token: nothing for Shoal to hold"},
@@ -39,7 +40,6 @@ constexpr std::array<Architecture, 15> kArchitectures = {{
     {"jamba", "mixes attention with recurrent layers, which Shoal does not serve yet"},
     {"deepseek2", "keeps a compressed (MLA) cache, which Shoal does not serve yet"},
     {"gemma2", "caps its attention logits, which Shoal does not serve yet"},
-    {"gemma3", "has sliding-window layers, which Shoal does not serve yet"},
     {"gemma3n", "shares the KV cache between layers, which Shoal does not serve yet"},
     {"gpt-oss", "uses attention sinks, which Shoal does not serve yet"},
     {"bert", "is an encoder: it decodes no tokens"},
@@ -84,6 +84,30 @@ public:
         }
         const auto* values = static_cast<const uint32_t*>(gguf_get_arr_data(gguf_, id));
         return std::vector<uint32_t>(values, values + layer_count);
+    }
+
+    // For each layer whether it is marked: by an array, or all but every n-th, n being a number or,
+    // without the key, `otherwise`.
+    Result<std::vector<bool>> pattern(const std::string& key, uint32_t layer_count,
+                                      uint32_t otherwise) const {
+        const int64_t id = gguf_find_key(gguf_, key.c_str());
+        std::vector<bool> marked(layer_count);
+        if (id >= 0 && gguf_get_kv_type(gguf_, id) == GGUF_TYPE_ARRAY) {
+            const gguf_type type = gguf_get_arr_type(gguf_, id);
+            const bool wide = type == GGUF_TYPE_UINT32 || type == GGUF_TYPE_INT32;
+            if (gguf_get_arr_n(gguf_, id) < layer_count || (!wide && type != GGUF_TYPE_BOOL)) {
+                return missing(key);
+            }
+            const auto* data = static_cast<const std::byte*>(gguf_get_arr_data(gguf_, id));
+            for (uint32_t l = 0; l < layer_count; ++l) {
+                marked[l] = data[l * (wide ? sizeof(uint32_t) : 1)] != std::byte{0};
+            }
+            return marked;
+        }
+        const Result<uint32_t> every = id < 0 ? Result<uint32_t>(otherwise) : number(key);
+        if (!every) return every.status();
+        for (uint32_t l = 0; l < layer_count; ++l) marked[l] = l % *every != *every - 1;
+        return marked;
     }
 
     Result<uint32_t> number(const std::string& key) const {
@@ -160,6 +184,23 @@ Status check_heads(const ModelFile& model) {
     return Status::ok();
 }
 
+// Which layers see a window only: Gemma's, as llama.cpp reads them.
+Status read_windows(const Header& header, ModelFile& model) {
+    const std::string prefix = model.architecture + ".attention.sliding_window";
+    if (model.architecture != "gemma3" || !header.has(prefix)) return Status::ok();
+    const Result<uint32_t> window = header.number(prefix);
+    if (!window) return window.status();
+    constexpr uint32_t kEvery = 6;
+    const auto slides = header.pattern(prefix + "_pattern", model.layer_count, kEvery);
+    if (!slides) return slides.status();
+    for (uint32_t l = 0; l < model.layer_count; ++l) {
+        if (!(*slides)[l]) continue;
+        model.shape.layers[l].kind = LayerKind::sliding;
+        model.shape.layers[l].window = *window;
+    }
+    return Status::ok();
+}
+
 Status read_shape(const Header& header, ModelFile& model) {
     const std::string prefix = model.architecture + ".";
     const Result<uint32_t> layers = header.number(prefix + "block_count");
@@ -198,7 +239,51 @@ Status read_shape(const Header& header, ModelFile& model) {
         model.shape.layers.push_back({.kind = LayerKind::full, .kv_head_count = (*kv_heads)[l],
                                       .k_head_dim = k_dim, .v_head_dim = v_dim, .window = 0});
     }
+    SHOAL_TRY(read_windows(header, model));
     return check_heads(model);
+}
+
+uint32_t sliding_count(const ModelShape& shape) {
+    return static_cast<uint32_t>(
+        std::count_if(shape.layers.begin(), shape.layers.end(),
+                      [](const LayerShape& layer) { return layer.kind == LayerKind::sliding; }));
+}
+
+// The model with only its sliding layers, or with only the others.
+ModelShape part_of(const ModelShape& shape, bool sliding) {
+    ModelShape part = shape;
+    for (LayerShape& layer : part.layers) {
+        if ((layer.kind == LayerKind::sliding) != sliding) layer = {.kind = LayerKind::none};
+    }
+    return part;
+}
+
+// Adds the session that the plugin makes for the cache of the sliding layers, whose slots follow
+// from window and micro-batch as llama.cpp computes them for one sequence.
+Status add_sliding_plan(const Config& config, const ModelShape& shape,
+                        const SessionOptions& options, MemoryPlan& plan) {
+    const uint32_t sliding = sliding_count(shape);
+    if (sliding == 0) return Status::ok();
+    uint32_t window = 0;
+    for (const LayerShape& layer : shape.layers) window = std::max(window, layer.window);
+    Config dense = config;
+    dense.selector.kind = SelectorKind::dense;
+    dense.profile.path.clear();
+    dense.budget.dense_layers.clear();
+    SessionOptions small = options;
+    small.slots_per_store = std::min(options.slots_per_store,
+                                     padded_context(window + options.queries_per_step_max));
+    const Result<MemoryPlan> part = Session::plan(dense, part_of(shape, true), small);
+    if (!part) return part.status();
+    plan.kv_bytes += part->kv_bytes;
+    plan.label_bytes += part->label_bytes;
+    plan.index_bytes += part->index_bytes;
+    plan.workspace_bytes += part->workspace_bytes;
+    plan.total_bytes += part->total_bytes;
+    plan.notes.push_back(
+        fmt::format("{} of {} layers slide over {} tokens: {} slots, served dense", sliding,
+                    shape.layers.size(), grouped(window), grouped(small.slots_per_store)));
+    return Status::ok();
 }
 
 Result<uint64_t> readable_bytes(const std::string& path) {
@@ -232,6 +317,7 @@ Result<uint64_t> readable_bytes(const std::string& path) {
 uint64_t ModelFile::kv_bytes_per_token() const {
     uint64_t bytes = 0;
     for (const LayerShape& layer : shape.layers) {
+        if (layer.kind != LayerKind::full) continue;
         bytes += uint64_t{layer.kv_head_count} * (layer.k_head_dim * dtype_bytes(shape.rows.k) +
                                                   layer.v_head_dim * dtype_bytes(shape.rows.v));
     }
@@ -240,7 +326,9 @@ uint64_t ModelFile::kv_bytes_per_token() const {
 
 uint64_t ModelFile::lanes() const {
     uint64_t lanes = 0;
-    for (const LayerShape& layer : shape.layers) lanes += layer.kv_head_count;
+    for (const LayerShape& layer : shape.layers) {
+        if (layer.kind == LayerKind::full) lanes += layer.kv_head_count;
+    }
     return lanes;
 }
 
@@ -303,25 +391,37 @@ Result<MemoryPlan> plan_memory(const Config& config, const ModelFile& model, uin
     options.slots_per_store = padded_context(tokens);
     options.queries_per_step_max = queries_max;
     options.model_fingerprint = model.fingerprint;
-    return Session::plan(config, model.shape, options);
+    Result<MemoryPlan> plan = Session::plan(config, part_of(model.shape, false), options);
+    if (!plan) return plan.status();
+    SHOAL_TRY(add_sliding_plan(config, model.shape, options, *plan));
+    return plan;
 }
 
 uint64_t context_that_fits(const MemoryPlan& plan, const ModelFile& model, uint32_t tokens) {
-    const uint64_t left = plan.available_bytes - std::min(plan.available_bytes, model.file_bytes);
+    const uint64_t beside_weights =
+        plan.machine_bytes - std::min(plan.machine_bytes, model.file_bytes);
+    const uint64_t left = std::min(plan.available_bytes, beside_weights);
     const uint64_t rows = plan.bytes_per_slot * padded_context(tokens);
     const uint64_t fixed = plan.total_bytes - std::min(plan.total_bytes, rows);
     const uint64_t per_token = std::max<uint64_t>(plan.bytes_per_slot, 1);
     return left > fixed ? (left - fixed) / per_token / 256 * 256 : 0;
 }
 
+// host.kv_bytes is about the cache alone; the weights share the machine with it.
 Status check_memory(const MemoryPlan& plan, const ModelFile& model, uint32_t tokens) {
-    if (plan.total_bytes + model.file_bytes <= plan.available_bytes) return Status::ok();
+    std::string limit;
+    if (plan.total_bytes + model.file_bytes > plan.machine_bytes) {
+        limit = fmt::format(" and {} for the model; this machine offers {}",
+                            bytes_text(model.file_bytes), bytes_text(plan.machine_bytes));
+    } else if (plan.total_bytes > plan.available_bytes) {
+        limit = fmt::format("; host.kv_bytes allows {}", bytes_text(plan.available_bytes));
+    } else {
+        return Status::ok();
+    }
     return Status::error(
         StatusCode::out_of_memory,
-        fmt::format("-c {}: needs {} for the KV cache and {} for the model; this machine offers "
-                    "{}, or host.kv_bytes allows no more. Largest context that fits: {} tokens",
-                    tokens, bytes_text(plan.total_bytes), bytes_text(model.file_bytes),
-                    bytes_text(plan.available_bytes),
+        fmt::format("-c {}: needs {} for the KV cache{}. Largest context that fits: {} tokens",
+                    tokens, bytes_text(plan.total_bytes), limit,
                     grouped(context_that_fits(plan, model, tokens))));
 }
 

@@ -23,9 +23,9 @@ struct ModelFile {
     uint64_t file_bytes = 0;
     ModelShape shape;          // rows: set by the caller
 
-    // Bytes of K and V that stock llama.cpp reads for a token at this depth, all layers.
+    // Bytes of K and V of one token, all layers but sliding ones.
     uint64_t kv_bytes_per_token() const;
-    // Tokens x KV heads of one slot, all layers.
+    // KV heads of all layers but sliding ones.
     uint64_t lanes() const;
 };
 
@@ -40,7 +40,7 @@ ggml_type to_ggml(DType dtype);
 // Tokens of a context as llama.cpp allocates them.
 uint32_t padded_context(uint64_t tokens);
 
-// Session::plan of one sequence of `tokens`, padded.
+// Session::plan of one sequence of `tokens`, padded, the sliding layers' session included.
 Result<MemoryPlan> plan_memory(const Config& config, const ModelFile& model, uint32_t tokens,
                                uint32_t queries_max);
 // Refuses what does not fit beside the weights, saying how much would.

@@ -15,7 +15,8 @@ constexpr size_t kDecoded = 24;
 std::string case_name(const ::testing::TestParamInfo<TinyShape>& given) {
     return std::string(given.param.architecture) + "_" + std::to_string(given.param.q_heads) +
            "q_" + std::to_string(given.param.kv_heads) + "kv_" +
-           std::to_string(given.param.head_dim);
+           std::to_string(given.param.head_dim) +
+           (given.param.window == 0 ? "" : "_window_" + std::to_string(given.param.window));
 }
 
 class Architectures : public ::testing::TestWithParam<TinyShape> {
@@ -38,6 +39,7 @@ protected:
         ContextOptions options;
         options.n_ctx = 512;
         options.n_ubatch = 64;
+        options.swa_full = swa_full_;
         options.model = engine == Engine::stock ? stock_.get() : shoal_.get();
         options.flash_attn =
             flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
@@ -56,6 +58,7 @@ protected:
     }
 
     std::string path_;
+    bool swa_full_ = false;
     Model stock_{nullptr, &llama_model_free};
     Model shoal_{nullptr, &llama_model_free};
     std::vector<llama_token> tokens_;
@@ -77,7 +80,11 @@ TEST_P(Architectures, DenseIsStocksExactAttention) {
     const double ours = kl_mean(exact, run(make(Engine::shoal)));
     printf("KL from exact attention: stock's flash attention %.2g, Shoal dense %.2g\n", own, ours);
     EXPECT_LE(ours, 1e-6 + 1.5 * own);
-    EXPECT_LE(ours, 1e-4);
+    // But for Gemma's GELU, which ggml reads from a table with f16 arguments: the last bit of an
+    // activation may move it by 2^-11.
+    if (GetParam().window == 0) {
+        EXPECT_LE(ours, 1e-4);
+    }
 }
 
 // Keys of random weights are far from each other in every head, and a layer's heads share a list: a
@@ -99,11 +106,82 @@ TEST_P(Architectures, SelectedRowsAreNearerThanRecentOnes) {
     EXPECT_LT(labels, 0.8 * recent);
 }
 
+class SlidingWindow : public Architectures {
+protected:
+    // After the prompt: the state saved, everything forgotten, restored, the front removed and the
+    // rest moved there, each followed by some tokens.
+    Logits run_operations(const Context& context) {
+        llama_memory_t memory = llama_get_memory(context.get());
+        Logits logits = run(context);
+        std::vector<uint8_t> state(llama_state_get_size(context.get()));
+        EXPECT_EQ(llama_state_get_data(context.get(), state.data(), state.size()), state.size());
+        llama_memory_clear(memory, true);
+        EXPECT_EQ(llama_state_set_data(context.get(), state.data(), state.size()), state.size());
+        const auto end = static_cast<llama_pos>(tokens_.size());
+        const auto go_on = [&](llama_pos from) {
+            const Logits more = decode_singly(context.get(), slice(tokens_, 7, 15), from);
+            logits.insert(logits.end(), more.begin(), more.end());
+        };
+        go_on(end);
+        if (!llama_memory_can_shift(memory)) return logits;
+        EXPECT_TRUE(llama_memory_seq_rm(memory, 0, 3, 100));
+        llama_memory_seq_add(memory, 0, 100, -1, -97);
+        go_on(end + 8 - 97);
+        return logits;
+    }
+};
+
+// With windows kept only, and with rows of all tokens kept for every layer (which can be shifted).
+TEST_P(SlidingWindow, OperationsOnBothCachesAreStockBitForBit) {
+    const DelegateScope delegate;
+    for (const bool full : {false, true}) {
+        swa_full_ = full;
+        const Logits stock = run_operations(make(Engine::stock));
+        EXPECT_EQ(stock.size(), run(make(Engine::stock)).size() + (full ? 16U : 8U));
+        EXPECT_EQ(count_different(run_operations(make(Engine::shoal)), stock), 0U) << full;
+    }
+}
+
+TEST_P(SlidingWindow, IsSaid) {
+    take_log();
+    const Context context = make(Engine::shoal);
+    ASSERT_NE(context, nullptr);
+    const std::string log = take_log();
+    EXPECT_NE(log.find("holding the KV cache of 13 layers (1 KV heads x 32, f16), up to 512 "
+                       "tokens, 0 MiB; 11 of them with a sliding window, served dense; selector "
+                       "labels"),
+              std::string::npos)
+        << log;
+    const std::vector<llama_token> prompt = slice(tokens_, 0, 32);
+    decode(context.get(), prompt, 0, 1);
+    std::vector<char> stats(plugin().stats_json(nullptr, 0) + 1);
+    plugin().stats_json(stats.data(), stats.size());
+    EXPECT_NE(std::string(stats.data()).find("\"slots_used\":32"), std::string::npos)
+        << stats.data();
+}
+
+// The cache of the windowed layers is taken out of host.kv_bytes too.
+TEST_P(SlidingWindow, BothCachesFitTheBudget) {
+    ASSERT_EQ(plugin().configure("[host]\nkv_bytes = \"1MiB\"\n"), nullptr);
+    ContextOptions options;
+    options.n_ctx = 2048;
+    options.model = shoal_.get();
+    EXPECT_EQ(make_context(Engine::shoal, options), nullptr);
+    EXPECT_NE(std::string(plugin().last_error()).find("host.kv_bytes"), std::string::npos)
+        << plugin().last_error();
+}
+
+constexpr TinyShape kGemma = {.architecture = "gemma3", .q_heads = 4, .kv_heads = 1, .layers = 13,
+                              .window = 32};
+
+INSTANTIATE_TEST_SUITE_P(Tiny, SlidingWindow, ::testing::Values(kGemma), case_name);
+
 INSTANTIATE_TEST_SUITE_P(Tiny, Architectures,
                          ::testing::Values(TinyShape{.architecture = "llama", .kv_heads = 8},
                                            TinyShape{.architecture = "llama", .kv_heads = 1},
                                            TinyShape{.architecture = "qwen2"},
-                                           TinyShape{.architecture = "qwen3", .head_dim = 48}),
+                                           TinyShape{.architecture = "qwen3", .head_dim = 48},
+                                           kGemma),
                          case_name);
 
 }  // namespace shoal::testing

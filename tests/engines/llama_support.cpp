@@ -111,6 +111,7 @@ Context make_context(Engine engine, const ContextOptions& options) {
     params.n_threads_batch = options.threads;
     params.kv_unified = options.kv_unified;
     params.offload_kqv = options.offload_kqv;
+    params.swa_full = options.swa_full;
     params.type_k = options.type_k;
     params.type_v = options.type_v;
     params.flash_attn_type = options.flash_attn;

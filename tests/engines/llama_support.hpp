@@ -46,6 +46,7 @@ struct ContextOptions {
     int32_t threads = 1;
     bool kv_unified = false;
     bool offload_kqv = true;
+    bool swa_full = true;  // false: sliding layers keep a window only
     ggml_type type_k = GGML_TYPE_F16;
     ggml_type type_v = GGML_TYPE_F16;
     llama_flash_attn_type flash_attn = LLAMA_FLASH_ATTN_TYPE_ENABLED;

@@ -51,13 +51,15 @@ private:
         number("attention.key_length", shape_.head_dim);
         number("attention.value_length", shape_.head_dim);
         number("rope.dimension_count", shape_.head_dim);
+        if (shape_.window != 0) number("attention.sliding_window", shape_.window);
         gguf_set_val_f32(gguf_.get(), (name + ".attention.layer_norm_rms_epsilon").c_str(), 1e-5F);
     }
 
     void layer(const std::string& block) {
         const uint32_t q = shape_.q_heads * shape_.head_dim;
         const uint32_t kv = shape_.kv_heads * shape_.head_dim;
-        const bool has_norms = std::strcmp(shape_.architecture, "qwen3") == 0;
+        const bool is_gemma = std::strcmp(shape_.architecture, "gemma3") == 0;
+        const bool has_norms = is_gemma || std::strcmp(shape_.architecture, "qwen3") == 0;
         vector(block + "attn_norm.weight", q, 1.0F);
         matrix(block + "attn_q", q, q, 2.5F);
         matrix(block + "attn_k", q, kv, 2.5F);
@@ -71,6 +73,10 @@ private:
         if (has_norms) {
             vector(block + "attn_q_norm.weight", shape_.head_dim, 2.5F);
             vector(block + "attn_k_norm.weight", shape_.head_dim, 2.5F);
+        }
+        if (is_gemma) {
+            vector(block + "post_attention_norm.weight", q, 1.0F);
+            vector(block + "post_ffw_norm.weight", q, 1.0F);
         }
         vector(block + "ffn_norm.weight", q, 1.0F);
         matrix(block + "ffn_gate", q, shape_.ff, 1.0F);

@@ -11,13 +11,16 @@
 namespace shoal::testing {
 
 struct TinyShape {
-    const char* architecture;    // llama, qwen2 (biases of q, k and v), qwen3 (norms of q and k)
+    // llama, qwen2 (biases of q, k and v), qwen3 (norms of q and k), gemma3 (those, norms behind
+    // attention and FFN, and sliding windows in all but every sixth layer)
+    const char* architecture;
     uint32_t q_heads = 8;
     uint32_t kv_heads = 2;
     uint32_t head_dim = 32;
     uint32_t layers = 3;
     uint32_t ff = 96;
     uint32_t vocabulary = 512;   // token ids without text
+    uint32_t window = 0;         // of gemma3's sliding layers
 };
 void PrintTo(const TinyShape& shape, std::ostream* out);
 

@@ -15,8 +15,8 @@ constexpr uint32_t kRows = 24;
 constexpr uint32_t kSinks = 4;
 constexpr uint32_t kWindow = 8;
 
-std::string sparse_config(uint32_t sparse_queries_max = 8) {
-    return "[budget]\nrows = " + std::to_string(kRows) +
+std::string sparse_config(uint32_t sparse_queries_max = 8, uint32_t rows = kRows) {
+    return "[host]\ncheck_rows = true\n[budget]\nrows = " + std::to_string(rows) +
            "\nsparse_queries_max = " + std::to_string(sparse_queries_max) +
            "\ndense_below = 1\ndense_layers = []\n[profile]\npath = \"" SHOAL_TEST_PROFILE
            "\"\n[safety]\nsinks = " + std::to_string(kSinks) +
@@ -276,6 +276,58 @@ TEST_F(Visible, SparseUpToSoManyQueriesOfAStore) {
         EXPECT_EQ(three["queries_exact"], unified ? 3 * 30 : 0);
         EXPECT_EQ(three["queries_sparse"], unified ? 0 : 3 * 30);
     }
+}
+
+// Sequences that share a cache share its spans too, so ranges of labels are wider; each query goes
+// on from its own history. What that costs is small beside what selecting costs.
+TEST_F(Visible, SparseInASharedCacheIsAsCloseToDenseAsAlone) {
+    constexpr size_t kDecoded = 24;
+    constexpr size_t kFirst[] = {0, 350};
+    constexpr size_t kPrompt = 300;
+    const auto piece = [&](llama_seq_id s, llama_seq_id as, size_t at, size_t count) {
+        const size_t begin = kFirst[s] + at;
+        return Piece{as, static_cast<llama_pos>(at), slice(novel_, begin, begin + count)};
+    };
+    const auto run = [&](std::vector<llama_seq_id> sequences) {
+        ContextOptions options;
+        options.n_seq_max = static_cast<uint32_t>(sequences.size());
+        options.n_ctx = 384 * options.n_seq_max;
+        options.n_ubatch = 128;
+        options.kv_unified = true;
+        Context context = make_context(Engine::shoal, options);
+        EXPECT_TRUE(context) << plugin().last_error();
+        const auto pieces = [&](size_t at, size_t count) {
+            std::vector<Piece> all;
+            for (size_t i = 0; i < sequences.size(); ++i) {
+                all.push_back(piece(sequences[i], static_cast<llama_seq_id>(i), at, count));
+            }
+            return all;
+        };
+        EXPECT_EQ(decode_pieces(context.get(), pieces(0, kPrompt)).status, 0);
+        std::vector<Logits> logits(sequences.size());
+        for (size_t t = 0; t < kDecoded; ++t) {
+            const Answer answer = decode_pieces(context.get(), pieces(kPrompt + t, 1));
+            EXPECT_EQ(answer.status, 0) << plugin().last_error();
+            for (size_t i = 0; i < logits.size(); ++i) logits[i].push_back(answer.logits.at(i));
+        }
+        return logits;
+    };
+    std::vector<Logits> logits[2][2];  // [dense, sparse][shared, alone]
+    for (const int sparse : {0, 1}) {
+        configure(sparse != 0 ? sparse_config(8, 96) : "[selector]\nkind = \"dense\"\n");
+        logits[sparse][0] = run({0, 1});
+        for (const llama_seq_id s : {0, 1}) logits[sparse][1].push_back(run({s}).at(0));
+    }
+    double apart[2] = {};
+    for (const int alone : {0, 1}) {
+        for (const size_t s : {0, 1}) {
+            apart[alone] += kl_mean(logits[0][alone][s], logits[1][alone][s]) / 2;
+        }
+    }
+    printf("KL of sparse from dense: two sequences in one cache %.4f, each alone %.4f\n", apart[0],
+           apart[1]);
+    EXPECT_GT(apart[1], 1e-3) << "nothing was left out";
+    EXPECT_LE(apart[0], 1.25 * apart[1]);
 }
 
 // How far stock is from itself when only its kernel changes is what rounding does to the answers of

@@ -26,11 +26,11 @@ constexpr uint32_t kSlots = 700;
 class PageIndexTest : public ::testing::TestWithParam<uint32_t> {
 protected:
     PageIndexTest() : groups_(testing::small_model(1, kHeads, 1, kDim), Config{}) {
-        SummaryLimits summaries;
-        summaries.page_slots = GetParam();
+        StoreOptions options;
+        options.summaries.page_slots = GetParam();
         for (auto& store : stores_) {
             Result<std::unique_ptr<Store>> made =
-                Store::create(arena_, groups_, kSlots, summaries);
+                Store::create(arena_, groups_, kSlots, options);
             EXPECT_TRUE(made) << made.status().message();
             store = std::move(*made);
             offload::Region& region = store->group(0).page_region;

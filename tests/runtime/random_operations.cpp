@@ -20,6 +20,7 @@ Config RandomOperations::config() {
     config.budget.sparse_queries_max = 3;
     config.safety = {2, 5};
     config.stats.recall_every = 0;
+    config.host.check_rows = true;
     return config;
 }
 

@@ -59,8 +59,10 @@ public:
         SessionOptions options;
         options.slots_per_store = shape.slots;
         limits_ = limits_of(config_, options, groups_, 1);
+        StoreOptions store_options;
+        store_options.summaries = limits_.summaries;
         Result<std::unique_ptr<Store>> store =
-            Store::create(arena_, groups_, shape.slots, limits_.summaries);
+            Store::create(arena_, groups_, shape.slots, store_options);
         EXPECT_TRUE(store) << store.status().message();
         store_ = std::move(*store);
         spoil_memory();

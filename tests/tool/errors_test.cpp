@@ -73,10 +73,10 @@ private:
     uint64_t keys_ = 0;
 };
 
-GgufWriter header(const std::string& architecture) {
+GgufWriter header(const std::string& architecture, uint32_t layers = 2) {
     GgufWriter writer;
     writer.text("general.architecture", architecture)
-        .number(architecture + ".block_count", 2)
+        .number(architecture + ".block_count", layers)
         .number(architecture + ".context_length", 2048)
         .number(architecture + ".embedding_length", 512)
         .number(architecture + ".attention.head_count", 8)
@@ -189,8 +189,8 @@ TEST(ToolErrors, Architecture) {
     };
     expect_refused(plan(header("mamba2")),
                    "architecture \"mamba2\" keeps no KV cache per token: nothing for Shoal to "
-                   "hold. Supported: llama, qwen2, qwen3");
-    expect_refused(plan(header("gemma3")), "sliding-window layers");
+                   "hold. Supported: llama, qwen2, qwen3, gemma3");
+    expect_refused(plan(header("gemma2")), "caps its attention logits");
     expect_refused(plan(header("newer")), "is not one that Shoal was tested with");
     expect_refused(plan(GgufWriter()), "names no general.architecture");
     expect_refused(plan(GgufWriter().text("general.architecture", "llama")),
@@ -199,6 +199,27 @@ TEST(ToolErrors, Architecture) {
                    "head_dim = 24: Shoal serves 32 to 256 in steps of 16");
     expect_refused(plan(header("llama").number("llama.attention.value_length", 0)),
                    "llama.attention.value_length = 0");
+}
+
+// Of 12 layers two see everything; the others' cache holds window and micro-batch, padded.
+TEST(ToolErrors, SlidingLayersTakeAWindow) {
+    const auto planned = [](GgufWriter writer) {
+        const std::string path = temporary_file("x.gguf", writer.file());
+        const Outcome outcome = run_tool({"plan", "-m", path, "-c", "65536", "--json"});
+        EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+        return nlohmann::json::parse(outcome.out, nullptr, false);
+    };
+    const auto gemma = [] { return header("gemma3", 12); };
+    const auto whole = planned(gemma());
+    const auto sliding = planned(gemma().number("gemma3.attention.sliding_window", 300));
+    constexpr uint64_t kRowBytes = 2 * 2 * 64 * 2;  // K and V, 2 heads x 64, f16
+    EXPECT_EQ(whole["kv_bytes"], 12 * 65536 * kRowBytes);
+    EXPECT_EQ(sliding["kv_bytes"], (2 * 65536 + 10 * 1024) * kRowBytes);
+    EXPECT_EQ(sliding["notes"][0],
+              "10 of 12 layers slide over 300 tokens: 1,024 slots, served dense");
+    const std::string zero = temporary_file(
+        "x.gguf", gemma().number("gemma3.attention.sliding_window", 0).file());
+    expect_refused({"plan", "-m", zero}, "gemma3.attention.sliding_window = 0");
 }
 
 TEST(ToolErrors, WhatShoalDoesNotServe) {
@@ -220,8 +241,21 @@ TEST(ToolErrors, ContextLargerThanMemory) {
     EXPECT_THAT(outcome.err, HasSubstr("-c 1000000000: needs"));
     EXPECT_THAT(outcome.err, HasSubstr("this machine offers"));
     EXPECT_THAT(outcome.err, HasSubstr("Largest context that fits: "));
-    expect_refused({"run", "-m", model, "-p", "x", "-c", "100000", "--host.kv_bytes", "1MiB"},
-                   "Largest context that fits: ");
+}
+
+// The model's file is no part of host.kv_bytes: what fits beside a small file fits beside a large
+// one as long as the machine holds both.
+TEST(ToolErrors, ContextLargerThanTheBudget) {
+    const std::string model = temporary_file("x.gguf", header("llama").file());
+    expect_refused({"run", "-m", model, "-p", "x", "-c", "1000000", "--host.kv_bytes", "40MiB"},
+                   "for the KV cache; host.kv_bytes allows 40.0 MiB. Largest context that fits: ");
+    if (!have_model()) GTEST_SKIP() << "no test model: run examples/setup.sh";
+    const Outcome fits = run_tool({"plan", "-m", model_path(), "-c", "2048", "--host.kv_bytes",
+                                   "90MiB"});  // less than the file
+    EXPECT_EQ(fits.exit_code, 0) << fits.err;
+    expect_refused({"run", "-m", model_path(), "-p", "x", "-c", "131072", "--host.kv_bytes",
+                    "90MiB"},
+                   "host.kv_bytes allows 90.0 MiB. Largest context that fits: 3,584 tokens");
 }
 
 TEST(ToolErrors, CutModel) {

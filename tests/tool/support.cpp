@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
@@ -43,14 +44,18 @@ std::string temporary_file(const std::string& name, const std::string& content) 
 Outcome run_tool(const Invocation& invocation) {
     const std::string out = temporary_file("out", "");
     const std::string err = temporary_file("err", "");
-    std::vector<std::string> arguments = {SHOAL_TEST_TOOL};
+    std::vector<std::string> arguments = {
+        invocation.program.empty() ? SHOAL_TEST_TOOL : invocation.program};
     arguments.insert(arguments.end(), invocation.arguments.begin(), invocation.arguments.end());
     std::vector<std::string> environment = invocation.environment;
     for (const char* name : {"PATH", "HOME", "LD_LIBRARY_PATH", "ASAN_OPTIONS", "LSAN_OPTIONS",
                              "UBSAN_OPTIONS", "TSAN_OPTIONS"}) {
-        if (const char* value = std::getenv(name)) {
-            environment.push_back(std::string(name) + "=" + value);
-        }
+        const std::string prefix = std::string(name) + "=";
+        const bool given = std::any_of(
+            environment.begin(), environment.end(),
+            [&](const std::string& variable) { return variable.starts_with(prefix); });
+        const char* value = std::getenv(name);
+        if (value != nullptr && !given) environment.push_back(prefix + value);
     }
     std::vector<char*> argv = pointers(arguments);
     std::vector<char*> envp = pointers(environment);

@@ -20,6 +20,7 @@ struct Invocation {
     std::vector<std::string> arguments;
     std::vector<std::string> environment = {};  // NAME=value, besides PATH and HOME
     double interrupt_after_s = 0;               // sends SIGINT then; 0: never
+    std::string program = {};                   // "": the tool that was built
 };
 
 Outcome run_tool(const Invocation& invocation);

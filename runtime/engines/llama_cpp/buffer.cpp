@@ -16,7 +16,7 @@ namespace {
 constexpr size_t kAlignment = 128;
 
 thread_local KvCache* reserving_cache = nullptr;
-void (*kv_listener)() = nullptr;
+uint64_t (*kv_listener)() = nullptr;
 
 struct Buffer {
     std::byte* base = nullptr;
@@ -65,8 +65,9 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor
         return GGML_STATUS_ALLOC_FAILED;
     }
     if (owner.cache == nullptr) {
-        owner.cache = std::make_unique<KvCache>();
-        if (kv_listener != nullptr) kv_listener();
+        // A cache that is gone may have had the address of this one, whose graphs come later.
+        reserving_cache = nullptr;
+        owner.cache = std::make_unique<KvCache>(kv_listener != nullptr ? kv_listener() : 0);
     }
     const Status status = owner.cache->adopt(*tensor);
     if (status) return GGML_STATUS_SUCCESS;
@@ -216,6 +217,6 @@ KvTensor* held_tensor(const ggml_tensor& tensor) {
 
 void set_reserving_cache(KvCache* cache) { reserving_cache = cache; }
 
-void set_kv_listener(void (*listener)()) { kv_listener = listener; }
+void set_kv_listener(uint64_t (*listener)()) { kv_listener = listener; }
 
 }  // namespace shoal::llama_cpp

@@ -24,7 +24,8 @@ KvTensor* held_tensor(const ggml_tensor& tensor);
 // for compute memory, since a failure there ends the making of the context.
 void set_reserving_cache(KvCache* cache);
 
-// Called when a KV cache gets its first tensor.
-void set_kv_listener(void (*listener)());
+// Called when a KV cache gets its first tensor; returns what tells the llama_context that makes it
+// from others, or 0.
+void set_kv_listener(uint64_t (*listener)());
 
 }  // namespace shoal::llama_cpp

@@ -25,6 +25,7 @@ namespace {
 
 // One per llama_context.
 struct Backend {
+    uint64_t number = 0;  // 1 ..
     uint32_t thread_count = 1;
     bool holds_kv = false;
     bool idle_was_said = false;
@@ -32,16 +33,17 @@ struct Backend {
 
 std::mutex backends_mutex;
 std::vector<Backend*> backends;          // alive; guarded by backends_mutex
+uint64_t backend_count = 0;              // ever made; guarded by backends_mutex
 thread_local Backend* newest = nullptr;  // made last by this thread; may be dead
 
 Backend& backend_of(ggml_backend_t backend) { return *static_cast<Backend*>(backend->context); }
 
-// A context makes its backends, then its KV cache, on one thread.
-void kv_was_made() {
+// A context makes its backends, then its KV caches, on one thread.
+uint64_t kv_was_made() {
     const std::lock_guard lock(backends_mutex);
-    if (std::find(backends.begin(), backends.end(), newest) != backends.end()) {
-        newest->holds_kv = true;
-    }
+    if (std::find(backends.begin(), backends.end(), newest) == backends.end()) return 0;
+    newest->holds_kv = true;
+    return newest->number;
 }
 
 // Why this copy of the plugin cannot serve this copy of ggml, or "".
@@ -133,6 +135,7 @@ ggml_backend_t device_init(ggml_backend_dev_t device, const char*) {
     {
         const std::lock_guard lock(backends_mutex);
         backends.push_back(newest);
+        newest->number = ++backend_count;
     }
     return new ggml_backend{&guid, calls, device, newest};
 }

@@ -103,6 +103,10 @@ ggml_status compute_graph(ggml_cgraph& graph, uint32_t thread_count) {
                                              ggml_op_name(node.op), node.name));
             break;
         }
+        if (cache != nullptr && cache != tensor->cache) {
+            status = cache->finish_split();
+            if (!status) break;
+        }
         cache = tensor->cache;
         cache->set_thread_count(thread_count);
         status = run_node(node, *tensor, *operand);

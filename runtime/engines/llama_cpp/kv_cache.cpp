@@ -87,7 +87,8 @@ std::string policy_text(const Config& config) {
 
 }  // namespace
 
-KvCache::KvCache() {
+KvCache::KvCache(uint64_t context) : context_(context) {
+    is_windowed_ = context != 0 && !of_context().empty();
     const std::lock_guard lock(alive_mutex);
     alive.push_back(this);
 }
@@ -100,7 +101,7 @@ KvCache::~KvCache() {
 KvCache* KvCache::newest() {
     const std::lock_guard lock(alive_mutex);
     for (auto it = alive.rbegin(); it != alive.rend(); ++it) {
-        if ((*it)->has_session()) return *it;
+        if ((*it)->has_session() && !(*it)->is_windowed_) return *it;
     }
     return nullptr;
 }
@@ -108,6 +109,17 @@ KvCache* KvCache::newest() {
 bool KvCache::is_alive(const KvCache* cache) {
     const std::lock_guard lock(alive_mutex);
     return std::find(alive.begin(), alive.end(), cache) != alive.end();
+}
+
+std::vector<KvCache*> KvCache::of_context() const {
+    const std::lock_guard lock(alive_mutex);
+    std::vector<KvCache*> caches;
+    for (KvCache* cache : alive) {
+        if (cache == this || (context_ != 0 && cache->context_ == context_)) {
+            caches.push_back(cache);
+        }
+    }
+    return caches;
 }
 
 Status KvCache::adopt(ggml_tensor& tensor) {
@@ -160,16 +172,27 @@ void KvCache::observe_attention(const ggml_tensor& op) {
     queries_max_ = std::max(queries_max_, attention.query_count());
 }
 
-std::string KvCache::missing_reason() const {
+bool KvCache::holds(size_t layer) const {
+    return layer < layers_.size() && (layers_[layer].k != nullptr || layers_[layer].v != nullptr);
+}
+
+const KvCache::Layer& KvCache::any_layer() const {
+    return *std::find_if(layers_.begin(), layers_.end(),
+                         [](const Layer& layer) { return layer.k != nullptr; });
+}
+
+std::string KvCache::missing_reason(const std::vector<KvCache*>& caches) const {
     if (!refusal_.empty()) return refusal_;
     for (size_t i = 0; i < layers_.size(); ++i) {
         const Layer& layer = layers_[i];
-        if (layer.k == nullptr && layer.v == nullptr) {
+        if (std::none_of(caches.begin(), caches.end(),
+                         [i](const KvCache* cache) { return cache->holds(i); })) {
             return fmt::format(
                 "layer {} keeps its KV cache elsewhere, and Shoal holds all layers or none: "
-                "offload every layer (-ngl 99) to one device (-dev SHOAL0). Models with "
-                "sliding-window or shared caches are not supported yet", i);
+                "offload every layer (-ngl 99) to one device (-dev SHOAL0). Models whose layers "
+                "share a cache are not supported", i);
         }
+        if (!holds(i)) continue;
         if (layer.k == nullptr || layer.v == nullptr) {
             return fmt::format("layer {} has no {} cache (MLA): not supported", i,
                                layer.k == nullptr ? "K" : "V");
@@ -182,14 +205,9 @@ std::string KvCache::missing_reason() const {
     return "";
 }
 
-Result<ModelShape> KvCache::model_shape() const {
-    const std::string reason = missing_reason();
-    if (!reason.empty()) return unsupported(reason);
-    ModelShape shape;
-    shape.q_head_count = q_head_count_;
-    shape.attention_scale = attention_scale_;
-    shape.rows = {*dtype_of(layers_[0].k->root->type), *dtype_of(layers_[0].v->root->type)};
+Status KvCache::check_rows() const {
     for (const Layer& layer : layers_) {
+        if (layer.k == nullptr) continue;
         const LayerShape& s = *layer.shape;
         if (layer.k->root->ne[0] != static_cast<int64_t>(s.kv_head_count) * s.k_head_dim ||
             layer.v->root->ne[0] != static_cast<int64_t>(s.kv_head_count) * s.v_head_dim) {
@@ -198,36 +216,79 @@ Result<ModelShape> KvCache::model_shape() const {
                 layer.k->layer, layer.k->root->ne[0], layer.v->root->ne[0], s.kv_head_count,
                 s.k_head_dim, s.v_head_dim));
         }
-        shape.layers.push_back(s);
     }
-    return shape;
+    return Status::ok();
 }
 
-Status KvCache::create_session() {
-    if (has_session()) return Status::ok();
-    Result<ModelShape> shape = model_shape();
-    if (!shape) return shape.status();
-    Result<Config> config = next_config();
-    if (!config) return config.status();
-
-    SessionOptions options;
-    options.store_count_max = layers_[0].k->stream_count();
-    options.slots_per_store = layers_[0].k->slot_count();
-    options.queries_per_step_max = queries_max_;
-    options.model_fingerprint = next_model();
-    options.log = [](LogLevel level, const std::string& text) { log_line(level, text); };
+Result<KvCache::SessionPlan> KvCache::session_plan(const Config& config, size_t layer_count) {
+    SHOAL_TRY(check_rows());
+    SessionPlan plan;
+    plan.config = config;
+    if (is_windowed_) {
+        // Nothing is selected here: no labels, and no profile to make them with.
+        plan.config.selector.kind = SelectorKind::dense;
+        plan.config.profile.path.clear();
+        plan.config.budget.dense_layers.clear();
+    }
+    const Layer& first = any_layer();
+    plan.shape.q_head_count = q_head_count_;
+    plan.shape.attention_scale = attention_scale_;
+    plan.shape.rows = {*dtype_of(first.k->root->type), *dtype_of(first.v->root->type)};
+    plan.shape.layers.resize(layer_count, LayerShape{.kind = LayerKind::none});
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        if (!holds(i)) continue;
+        plan.shape.layers[i] = *layers_[i].shape;
+        if (is_windowed_) plan.shape.layers[i].kind = LayerKind::sliding;
+    }
+    plan.options.store_count_max = first.k->stream_count();
+    plan.options.slots_per_store = first.k->slot_count();
+    plan.options.queries_per_step_max = queries_max_;
+    plan.options.model_fingerprint = next_model();
+    plan.options.log = [](LogLevel level, const std::string& text) { log_line(level, text); };
     omp_ = OmpExecutor::find(usable_core_count());
-    if (omp_ != nullptr) options.executor = omp_->executor();
+    if (omp_ != nullptr) plan.options.executor = omp_->executor();
+    return plan;
+}
 
-    Result<std::unique_ptr<Session>> session = Session::create(*config, *shape, options);
+Status KvCache::make_session(const SessionPlan& plan) {
+    Result<std::unique_ptr<Session>> session =
+        Session::create(plan.config, plan.shape, plan.options);
     if (!session) return session.status();
-    for (uint32_t stream = 0; stream < options.store_count_max; ++stream) {
+    for (uint32_t stream = 0; stream < plan.options.store_count_max; ++stream) {
         Result<StoreId> store = (*session)->open();
         if (!store) return store.status();
         stores_.push_back(*store);
     }
     session_ = std::move(*session);
-    log_line(LogLevel::info, describe());
+    return Status::ok();
+}
+
+Status KvCache::create_session() {
+    if (has_session()) return Status::ok();
+    const std::vector<KvCache*> caches = of_context();
+    if (caches.size() > 2) return unsupported("a context with more than two KV caches");
+    Result<Config> config = next_config();
+    if (!config) return config.status();
+    size_t layer_count = 0;
+    for (const KvCache* cache : caches) {
+        const std::string reason = cache->missing_reason(caches);
+        if (!reason.empty()) return unsupported(reason);
+        layer_count = std::max(layer_count, cache->layers_.size());
+    }
+    // The windowed cache is small and comes first: what it takes is no longer the other's.
+    for (auto cache = caches.rbegin(); cache != caches.rend(); ++cache) {
+        Result<SessionPlan> made = (*cache)->session_plan(*config, layer_count);
+        if (!made) return made.status();
+        if (*cache != caches.front() && made->config.host.kv_bytes != 0) {
+            const Result<MemoryPlan> memory =
+                Session::plan(made->config, made->shape, made->options);
+            if (!memory) return memory.status();
+            uint64_t& left = config->host.kv_bytes;
+            left = std::max<uint64_t>(left - std::min(left, memory->total_bytes), 1);
+        }
+        SHOAL_TRY((*cache)->make_session(*made));
+    }
+    log_line(LogLevel::info, caches.front()->describe());
     // A device sees its own layers only: whether layers follow these elsewhere is not visible.
     const std::string others = other_offload_devices();
     if (!others.empty()) {
@@ -240,19 +301,26 @@ Status KvCache::create_session() {
 
 std::string KvCache::describe() const {
     uint64_t bytes = 0;
+    size_t layers = 0;
+    size_t windowed = 0;
     bool uniform = true;
-    for (const Layer& layer : layers_) {
-        bytes += ggml_nbytes(layer.k->root) + ggml_nbytes(layer.v->root);
-        uniform = uniform && shape_of(layer.k->layer) == shape_of(0);
+    const LayerShape first = *any_layer().shape;
+    for (const KvCache* cache : of_context()) {
+        for (const Layer& layer : cache->layers_) {
+            if (layer.k == nullptr) continue;
+            bytes += ggml_nbytes(layer.k->root) + ggml_nbytes(layer.v->root);
+            uniform = uniform && *layer.shape == first;
+            ++layers;
+            if (cache->is_windowed_) ++windowed;
+        }
     }
-    const LayerShape first = shape_of(0);
-    const char* k_type = ggml_type_name(layers_[0].k->root->type);
-    const char* v_type = ggml_type_name(layers_[0].v->root->type);
+    const char* k_type = ggml_type_name(any_layer().k->root->type);
+    const char* v_type = ggml_type_name(any_layer().v->root->type);
     const std::string type =
         std::strcmp(k_type, v_type) == 0 ? k_type : fmt::format("{} and {}", k_type, v_type);
     const std::string heads =
         uniform ? fmt::format("{} KV heads x {}, ", first.kv_head_count, first.k_head_dim) : "";
-    std::string tokens = with_thousands(layers_[0].k->slot_count());
+    std::string tokens = with_thousands(any_layer().k->slot_count());
     if (stores_.size() > 1) tokens = fmt::format("{} x {}", stores_.size(), tokens);
     std::string executor = "own threads (oneTBB): the engine has no OpenMP";
     if (omp_ != nullptr) {
@@ -260,10 +328,13 @@ std::string KvCache::describe() const {
         executor = "the engine's OpenMP";
         if (threads != 0) executor += fmt::format(", {} threads", threads);
     }
+    const std::string dense =
+        windowed == 0 ? "" : fmt::format("; {} of them with a sliding window, served dense",
+                                         windowed);
     return fmt::format(
-        "holding the KV cache of {} layers ({}{}), up to {} tokens, {:.0f} MiB; {}; executor: {}",
-        layers_.size(), heads, type, tokens,
-        static_cast<double>(bytes) / (1 << 20), policy_text(session_->config()), executor);
+        "holding the KV cache of {} layers ({}{}), up to {} tokens, {:.0f} MiB{}; {}; executor: {}",
+        layers, heads, type, tokens, static_cast<double>(bytes) / (1 << 20), dense,
+        policy_text(session_->config()), executor);
 }
 
 void KvCache::set_thread_count(uint32_t count) {

@@ -1,5 +1,6 @@
-// The KV cache of one llama_context: the tensors that llama.cpp believes to hold it, and the
-// Session that does.
+// A KV cache of a llama_context: the tensors that llama.cpp believes to hold it, and the Session
+// that does. A context has one, or, of models with sliding-window layers, two: first that of the
+// layers that see everything, then a small one of the windowed layers, which are served dense.
 //
 // Life: llama.cpp allocates the tensors (adopt), shows one attention op per layer while it
 // reserves its graphs (observe_attention), asks for compute memory (create_session: the last
@@ -29,7 +30,8 @@ namespace shoal::llama_cpp {
 
 class KvCache {
 public:
-    KvCache();
+    // `context` tells llama_contexts apart; 0: not known, this cache is taken to be alone.
+    explicit KvCache(uint64_t context);
     ~KvCache();
     KvCache(const KvCache&) = delete;
     KvCache& operator=(const KvCache&) = delete;
@@ -42,7 +44,7 @@ public:
     void observe_attention(const ggml_tensor& op);
     // Remembers why no session can be made.
     void refuse(std::string reason);
-    // Without effect once there is a session.
+    // Makes the sessions of all caches of this context. Without effect once there is one.
     Status create_session();
     bool has_session() const { return session_ != nullptr; }
     // Null without a session.
@@ -74,10 +76,11 @@ public:
     // engine thinks they are, and it does not always look at what a device answers.
     void fail_until_cleared(const std::string& reason);
 
-    // One line for a person: what is held, under which policy, by whose threads.
+    // One line for a person: what the context's caches hold, under which policy, by whose threads.
     std::string describe() const;
 
-    // The cache made last among those alive that have a session, or null.
+    // The cache made last among those alive that have a session, or null. Of a context with two,
+    // that of the layers that see everything.
     static KvCache* newest();
     // Whether `cache` is alive.
     static bool is_alive(const KvCache* cache);
@@ -89,8 +92,20 @@ private:
         std::optional<LayerShape> shape;  // once its attention was seen
     };
 
-    std::string missing_reason() const;
-    Result<ModelShape> model_shape() const;
+    struct SessionPlan {
+        Config config;
+        ModelShape shape;
+        SessionOptions options;
+    };
+
+    bool holds(size_t layer) const;
+    const Layer& any_layer() const;
+    std::string missing_reason(const std::vector<KvCache*>& caches) const;
+    Status check_rows() const;
+    Result<SessionPlan> session_plan(const Config& config, size_t layer_count);
+    Status make_session(const SessionPlan& plan);
+    // The caches of this one's context, in the order in which they were made.
+    std::vector<KvCache*> of_context() const;
     Status begin_step(uint32_t layer, Session::Part part, const ggml_tensor& slots);
     // Cuts the engine's slot numbers, which run through all streams, by stream.
     Status place_tokens(std::span<const int64_t> numbers);
@@ -110,7 +125,9 @@ private:
     Status rotate_run(const ggml_tensor& op, const KvTensor& tensor);
     LayerShape shape_of(uint32_t layer) const { return *layers_[layer].shape; }
 
-    std::vector<Layer> layers_;
+    const uint64_t context_;
+    bool is_windowed_ = false;   // not the first of its context
+    std::vector<Layer> layers_;  // by layer of the model; empty ones lie in another cache
     std::string refusal_;
     std::string failure_;
     uint32_t q_head_count_ = 0;

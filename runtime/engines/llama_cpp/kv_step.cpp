@@ -62,7 +62,7 @@ void KvCache::abandon_step() {
 }
 
 Status KvCache::place_tokens(std::span<const int64_t> numbers) {
-    const auto slot_count = static_cast<int64_t>(layers_[0].k->slot_count());
+    const auto slot_count = static_cast<int64_t>(any_layer().k->slot_count());
     step_numbers_.assign(numbers.begin(), numbers.end());
     step_slots_.clear();
     step_stores_.clear();

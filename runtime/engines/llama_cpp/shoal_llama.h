@@ -62,6 +62,22 @@ SHOAL_LLAMA_API size_t shoal_llama_stats_json(char* buffer, size_t size);
 SHOAL_LLAMA_API size_t shoal_llama_describe(char* buffer, size_t size);
 SHOAL_LLAMA_API void shoal_llama_reset_stats(void);
 
+/* Events of the live session's steps, for a picture of single steps: at most `event_capacity` (up
+ * to 4,194,304, 24 bytes each) that nobody has read are kept; 0 ends it. Times are nanoseconds of
+ * the monotonic clock. read_trace moves at most `capacity` events out, in the order in which they
+ * ended, and returns how many; `dropped` counts those that found no room. */
+typedef struct shoal_llama_trace_event {
+    uint64_t begin_ns;
+    uint64_t end_ns;
+    uint32_t layer;
+    uint32_t stage; /* shoal_llama_trace_stage_name */
+} shoal_llama_trace_event;
+SHOAL_LLAMA_API const char* shoal_llama_trace(uint32_t event_capacity);
+SHOAL_LLAMA_API size_t shoal_llama_read_trace(shoal_llama_trace_event* events, size_t capacity,
+                                              uint64_t* dropped);
+/* "step", which holds the others; "append", "score", "select", "attend", "exact". */
+SHOAL_LLAMA_API const char* shoal_llama_trace_stage_name(uint32_t stage);
+
 /* Writes the channel statistics of the live session. `source` names the text they were learnt
  * from. */
 SHOAL_LLAMA_API const char* shoal_llama_write_profile(const char* path, const char* source);
@@ -87,6 +103,10 @@ typedef size_t (*shoal_llama_config_toml_t)(char* buffer, size_t size);
 typedef size_t (*shoal_llama_stats_json_t)(char* buffer, size_t size);
 typedef size_t (*shoal_llama_describe_t)(char* buffer, size_t size);
 typedef void (*shoal_llama_reset_stats_t)(void);
+typedef const char* (*shoal_llama_trace_t)(uint32_t event_capacity);
+typedef size_t (*shoal_llama_read_trace_t)(shoal_llama_trace_event* events, size_t capacity,
+                                           uint64_t* dropped);
+typedef const char* (*shoal_llama_trace_stage_name_t)(uint32_t stage);
 typedef const char* (*shoal_llama_write_profile_t)(const char* path, const char* source);
 typedef int64_t (*shoal_llama_attended_t)(uint32_t layer, uint32_t query, uint32_t kv_head,
                                           uint32_t* slots, size_t capacity);

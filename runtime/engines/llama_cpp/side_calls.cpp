@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <string>
 
 #include "kv_cache.hpp"
@@ -41,6 +42,12 @@ Status reconfigure(const char* text) {
     Config config = cache->session()->config();
     SHOAL_TRY(config_merge_text(text == nullptr ? "" : text, "configuration", config));
     return cache->session()->reconfigure(config);
+}
+
+Status start_trace(uint32_t event_capacity) {
+    KvCache* cache = KvCache::newest();
+    if (cache == nullptr) return no_live_session();
+    return cache->session()->trace(event_capacity);
 }
 
 Status write_profile(const char* path, const char* source) {
@@ -98,6 +105,33 @@ void shoal_llama_reset_stats(void) {
     if (cache != nullptr) cache->session()->reset_stats();
 }
 
+const char* shoal_llama_trace(uint32_t event_capacity) {
+    return adapter::error_text(adapter::start_trace(event_capacity));
+}
+
+size_t shoal_llama_read_trace(shoal_llama_trace_event* events, size_t capacity,
+                              uint64_t* dropped) {
+    adapter::KvCache* cache = adapter::KvCache::newest();
+    if (dropped != nullptr) *dropped = cache == nullptr ? 0 : cache->session()->trace_dropped();
+    size_t count = 0;
+    shoal::TraceEvent part[64];
+    while (cache != nullptr && count < capacity) {
+        const size_t room = std::min<size_t>(std::size(part), capacity - count);
+        const size_t got = cache->session()->read_trace({part, room});
+        for (size_t i = 0; i < got; ++i) {
+            events[count++] = {part[i].begin_ns, part[i].end_ns, part[i].layer,
+                               static_cast<uint32_t>(part[i].stage)};
+        }
+        if (got < room) break;
+    }
+    return count;
+}
+
+const char* shoal_llama_trace_stage_name(uint32_t stage) {
+    if (stage >= shoal::kTraceStageCount) return "unknown";
+    return shoal::trace_stage_name(static_cast<shoal::TraceStage>(stage));
+}
+
 const char* shoal_llama_write_profile(const char* path, const char* source) {
     return adapter::error_text(adapter::write_profile(path, source));
 }
@@ -134,6 +168,8 @@ void* side_call(const char* name) {
         SHOAL_LLAMA_ENTRY(shoal_llama_set_model),    SHOAL_LLAMA_ENTRY(shoal_llama_reconfigure),
         SHOAL_LLAMA_ENTRY(shoal_llama_config_toml),  SHOAL_LLAMA_ENTRY(shoal_llama_stats_json),
         SHOAL_LLAMA_ENTRY(shoal_llama_describe),     SHOAL_LLAMA_ENTRY(shoal_llama_reset_stats),
+        SHOAL_LLAMA_ENTRY(shoal_llama_trace),        SHOAL_LLAMA_ENTRY(shoal_llama_read_trace),
+        SHOAL_LLAMA_ENTRY(shoal_llama_trace_stage_name),
         SHOAL_LLAMA_ENTRY(shoal_llama_write_profile), SHOAL_LLAMA_ENTRY(shoal_llama_attended),
         SHOAL_LLAMA_ENTRY(shoal_llama_set_delegate), SHOAL_LLAMA_ENTRY(shoal_llama_last_error),
     };

@@ -76,6 +76,9 @@ struct Config {
         bool huge_pages = true;
         uint32_t threads = 0;   // 0: every core of this process; ignored with an engine's executor
         bool pin = true;
+        // For debugging, slow: every row is compared with a hash of what was written to its slot
+        // before attention reads it, and every attended slot with what the query may see.
+        bool check_rows = false;
     } host;
 
     struct Profile {

@@ -26,6 +26,7 @@
 #include "shoal/config.hpp"
 #include "shoal/stats.hpp"
 #include "shoal/status.hpp"
+#include "shoal/trace.hpp"
 #include "shoal/types.hpp"
 
 namespace shoal {
@@ -37,7 +38,8 @@ struct MemoryPlan {
     uint64_t index_bytes = 0;      // block tables, stamps, span masks, lists of visible slots
     uint64_t workspace_bytes = 0;  // scores, candidates, partial states, prefill tiles
     uint64_t total_bytes = 0;
-    uint64_t available_bytes = 0;  // host.kv_bytes, cgroup limit and MemAvailable, the least
+    uint64_t machine_bytes = 0;    // cgroup limit and MemAvailable, the least
+    uint64_t available_bytes = 0;  // of those, what host.kv_bytes allows
     uint32_t slots_fit = 0;        // largest slots_per_store that would fit
     uint64_t bytes_per_slot = 0;
     std::vector<std::string> notes;  // e.g. sliding layers served dense
@@ -152,6 +154,15 @@ public:
 
     Stats stats() const;
     void reset_stats();
+
+    // Records events of the steps that follow, at most `event_capacity` (up to kTraceEventsMax)
+    // that nobody has read, and forgets those recorded before; 0 ends it. Takes sizeof(TraceEvent)
+    // for each at once, besides what plan() says. Between steps.
+    Status trace(uint32_t event_capacity);
+    // Moves events out, in the order in which they ended; returns how many. Between steps.
+    size_t read_trace(std::span<TraceEvent> out);
+    // Events lost since trace(): read more often, or ask for more room.
+    uint64_t trace_dropped() const;
 
 private:
     class Impl;

@@ -5,4 +5,5 @@
 #include "shoal/session.hpp"
 #include "shoal/stats.hpp"
 #include "shoal/status.hpp"
+#include "shoal/trace.hpp"
 #include "shoal/types.hpp"

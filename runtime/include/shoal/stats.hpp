@@ -34,6 +34,7 @@ struct Stats {
     double mass_recall_sum = 0;     // attention mass attended / mass of everything visible
     double mass_recall_min = 1;     // the worst sampled (layer, head mean)
     int32_t mass_recall_min_layer = -1;
+    uint64_t rows_checked = 0;      // host.check_rows: rows of a group compared before attention
     // Degraded modes; each has a log line.
     uint64_t dense_without_statistics = 0;  // queries served dense: no channel statistics yet
     // Memory now.
@@ -48,5 +49,9 @@ struct Stats {
 
 // One JSON object, keys as the fields above.
 std::string stats_to_json(const Stats& stats);
+// OpenMetrics text with its end mark: counters, gauges and seconds, all named shoal_*. For a
+// program's own scrape endpoint, or a file that a collector reads. `version` of what runs it, for
+// shoal_build_info; "" leaves that out.
+std::string stats_to_openmetrics(const Stats& stats, const std::string& version = "");
 
 }  // namespace shoal

@@ -1,0 +1,99 @@
+// Counters as OpenMetrics text: read by a strict parser, and nothing of Stats left out.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "shoal/stats.hpp"
+#include "tests/runtime/open_metrics.hpp"
+
+namespace shoal {
+namespace {
+
+using testing::OpenMetrics;
+
+TEST(OpenMetricsReader, IsStrict) {
+    const std::string good = "# TYPE a counter\n# HELP a Text.\na_total 1\n# EOF\n";
+    EXPECT_EQ(OpenMetrics().read(good), "");
+    EXPECT_EQ(OpenMetrics().read("# TYPE a gauge\na{b=\"c\"} 1.5e-7\na{b=\"d\"} NaN\n# EOF\n"), "");
+    for (const char* bad :
+         {"# TYPE a counter\na_total 1\n", "# TYPE a counter\na 1\n# EOF\n",
+          "# TYPE a counter\na_total -1\n# EOF\n", "# TYPE a counter\na_total NaN\n# EOF\n",
+          "# TYPE a gauge\na 1\na 1\n# EOF\n", "a 1\n# EOF\n",
+          "# TYPE a gauge\n# UNIT a bytes\na 1\n# EOF\n", "# TYPE a gauge\na  1\n# EOF\n",
+          "# TYPE a gauge\na 1\n# TYPE a gauge\n# EOF\n", "# TYPE a gauge\n\na 1\n# EOF\n",
+          "# TYPE a gauge\na 1\n# HELP a Late.\n# EOF\n", "# TYPE a gauge\na 1\n# EOF\n# EOF\n",
+          "# TYPE a gauge\na{b=\"c} 1\n# EOF\n", "# TYPE a gauge\nb 1\n# EOF\n"}) {
+        EXPECT_NE(OpenMetrics().read(bad), "") << bad;
+    }
+}
+
+TEST(StatsOpenMetrics, HoldsEveryFigure) {
+    Stats stats;
+    uint64_t next = 11;
+    for (uint64_t* field :
+         {&stats.steps, &stats.tokens_written, &stats.queries_sparse, &stats.queries_dense,
+          &stats.queries_exact, &stats.rows_attended, &stats.kv_bytes_read,
+          &stats.label_bytes_read, &stats.append_ns, &stats.score_ns, &stats.select_ns,
+          &stats.attend_ns, &stats.exact_ns, &stats.rescans, &stats.guess_misses,
+          &stats.spans_encoded, &stats.spans_ranged_again, &stats.recall_samples,
+          &stats.dense_without_statistics, &stats.host_kv_bytes, &stats.label_bytes,
+          &stats.slots_used, &stats.rows_checked}) {
+        *field = next++;
+    }
+    stats.attend_ns = 3'000'000'001;
+    stats.mass_recall_sum = 7;  // of 28 samples
+    stats.mass_recall_min = 0.125;
+    const std::string text = stats_to_openmetrics(stats, "1.2.3");
+    OpenMetrics read;
+    ASSERT_EQ(read.read(text), "") << text;
+    const std::map<std::string, double> expected = {
+        {"shoal_build_info{version=\"1.2.3\"}", 1},
+        {"shoal_steps_total", 11},
+        {"shoal_tokens_total", 12},
+        {"shoal_queries_total{attention=\"sparse\"}", 13},
+        {"shoal_queries_total{attention=\"dense\"}", 14},
+        {"shoal_queries_total{attention=\"exact\"}", 15},
+        {"shoal_rows_attended_total", 16},
+        {"shoal_kv_read_bytes_total", 17},
+        {"shoal_label_read_bytes_total", 18},
+        {"shoal_stage_seconds_total{stage=\"append\"}", 19e-9},
+        {"shoal_stage_seconds_total{stage=\"score\"}", 20e-9},
+        {"shoal_stage_seconds_total{stage=\"select\"}", 21e-9},
+        {"shoal_stage_seconds_total{stage=\"attend\"}", 3.000000001},
+        {"shoal_stage_seconds_total{stage=\"exact\"}", 23e-9},
+        {"shoal_label_rescans_total", 24},
+        {"shoal_topk_guess_misses_total", 25},
+        {"shoal_spans_encoded_total", 26},
+        {"shoal_spans_ranged_again_total", 27},
+        {"shoal_recall_samples_total", 28},
+        {"shoal_attention_mass_ratio", 0.25},
+        {"shoal_attention_mass_least_ratio", 0.125},
+        {"shoal_dense_without_statistics_total", 29},
+        {"shoal_host_kv_bytes", 30},
+        {"shoal_label_bytes", 31},
+        {"shoal_slots_used", 32},
+        {"shoal_rows_checked_total", 33}};
+    EXPECT_EQ(read.samples, expected);
+}
+
+TEST(StatsOpenMetrics, NothingDoneIsWellFormedToo) {
+    OpenMetrics read;
+    ASSERT_EQ(read.read(stats_to_openmetrics(Stats{})), "");
+    EXPECT_EQ(read.samples.count("shoal_build_info{version=\"\"}"), 0U);
+    EXPECT_EQ(read.samples["shoal_steps_total"], 0);
+    EXPECT_EQ(read.samples.count("shoal_attention_mass_ratio"), 0U) << "of no sample";
+    Stats broken;
+    broken.recall_samples = 1;
+    broken.mass_recall_min = std::numeric_limits<double>::infinity();
+    OpenMetrics odd;
+    ASSERT_EQ(odd.read(stats_to_openmetrics(broken)), "");
+    EXPECT_TRUE(std::isnan(odd.samples["shoal_attention_mass_least_ratio"]));
+    Stats most;
+    most.kv_bytes_read = UINT64_MAX;
+    EXPECT_NE(stats_to_openmetrics(most).find("shoal_kv_read_bytes_total 18446744073709551615\n"),
+              std::string::npos);
+}
+
+}  // namespace
+}  // namespace shoal
