@@ -85,8 +85,7 @@ class Server:
             except OSError:
                 pass
             time.sleep(0.2)
-        self.log.seek(0)
-        sys.exit(f"{self.name}: llama-server did not start:\n" + self.log.read()[-2000:])
+        sys.exit(f"{self.name}: llama-server did not start:\n{self.tail()}")
 
     def __exit__(self, *_):
         self.process.terminate()
@@ -106,6 +105,10 @@ class Server:
                                       {"Content-Type": "application/json"})
         with urllib.request.urlopen(call, timeout=600) as answer:
             return json.load(answer)["tokens"][:count]
+
+    def tail(self):
+        self.log.seek(0)
+        return self.log.read()[-1000:]
 
     def count(self, text):
         self.log.seek(0)
@@ -129,10 +132,16 @@ def run(args, name, config, requests, flash="on"):
         answers = []
         start = time.monotonic()
         with concurrent.futures.ThreadPoolExecutor(args.slots) as clients:
-            for answer in clients.map(server.complete, requests):
-                answers.append(answer)
-                if len(answers) % max(1, len(requests) // 10) == 0:
-                    resident.append(server.resident_mib())
+            try:
+                for answer in clients.map(server.complete, requests):
+                    answers.append(answer)
+                    if len(answers) % max(1, len(requests) // 10) == 0:
+                        resident.append(server.resident_mib())
+            except OSError as error:
+                print(f"{name}: {error} after {len(answers)} answers: "
+                      f"{server.process.poll()}\n{server.tail()}", file=sys.stderr)
+                if config is not None or not answers:
+                    raise
         seconds = time.monotonic() - start
         shifts = server.count("context shift")
         if config is not None and server.count("shoal: holding") == 0:
@@ -250,9 +259,10 @@ def main():
         figure = {**compare(found["answers"], runs[0]["answers"]), **found}
         del figure["answers"]
         figures.append(figure)
+        first, last = (found["resident_mib"] or [0])[0], (found["resident_mib"] or [0])[-1]
         print(f"{found['name']:22}{figure['same_text']:10.3f}{figure['logprob_apart']:13.4f}"
               f"{found['context_shifts']:8}{found['seconds']:7.0f}"
-              f"{found['resident_mib'][0]:22.1f}{found['resident_mib'][-1]:10.1f}")
+              f"{first:22.1f}{last:10.1f}")
     write_json(args, figures)
     if any(memory_grew(figure["resident_mib"]) for figure in figures[3:]):
         print("memory grew")
