@@ -85,6 +85,9 @@ std::string stats_to_openmetrics(const Stats& stats, const std::string& version)
     out.bytes_counter("shoal_label_read_bytes", "Labels that selection read.",
                       stats.label_bytes_read);
     add_times(stats, out);
+    out.counter("shoal_selections", "Selections made, by groups of heads.", stats.selections);
+    out.counter("shoal_selections_reused", "Selections of an anchor layer attended again.",
+                stats.selections_reused);
     out.counter("shoal_label_rescans", "Label scans repeated because a normaliser had drifted.",
                 stats.rescans);
     out.counter("shoal_topk_guess_misses", "Top-k runs that read every score.",
@@ -102,8 +105,6 @@ std::string stats_to_openmetrics(const Stats& stats, const std::string& version)
         out.ratio("shoal_attention_mass_least_ratio", "Attention mass found, worst sample.",
                   stats.mass_recall_min);
     }
-    out.counter("shoal_rows_checked", "Rows compared with what was written (host.check_rows).",
-                stats.rows_checked);
     out.counter("shoal_dense_without_statistics",
                 "Queries served dense: no channel statistics yet.",
                 stats.dense_without_statistics);

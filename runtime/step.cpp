@@ -69,7 +69,7 @@ Step::Step(SessionState& state)
     last_query_offsets_.reserve(s_.options.store_count_max + 1);
     slots_.reserve(s_.options.queries_per_step_max);
     jobs_.reserve(size_t{s_.limits.queries_max} * s_.groups.count());
-    selected_.resize(size_t{s_.options.store_count_max} * s_.groups.count());
+    selected_.resize(list_ids_.size());
     shares_.reserve(s_.groups.count());
     sample_.lse_list.resize(s_.limits.q_head_count_max);
     sample_.lse_all.resize(s_.limits.q_head_count_max);
@@ -301,7 +301,7 @@ Status Step::choose(const Group& group, Store& store, const AttendCall& call, Jo
     } else {
         if (group.selects()) {
             list = select(group, job.query, job.view, store, call);
-            selected_[job.view / s_.limits.queries_max * s_.groups.count() + group.index] = 1;
+            selected_[list_index(group.index, job.view)] = 1;
             s_.stats.selections++;
         } else {
             SHOAL_TRY(reuse(group, job.view, list));
@@ -331,9 +331,8 @@ kernels::SlotList Step::select(const Group& group, uint32_t query, uint32_t view
     in.q_head_stride = call.q->head_stride_bytes / sizeof(float);
     in.q = reinterpret_cast<const float*>(call.q->data + query * call.q->n_stride_bytes) +
            group.q_head_first() * in.q_head_stride;
-    // Rows follow what the first query of a store selects.
-    in.rows = std::min(budget_of(group, data.histories.front()), view.visible_count());
     in.history = &data.histories[view_index % s_.limits.queries_max];
+    in.rows = std::min(budget_of(group, *in.history), view.visible_count());
     SelectOutput out;
     out.slots = slots + safety.size();
     out.stats = &s_.stats;
@@ -346,8 +345,8 @@ kernels::SlotList Step::select(const Group& group, uint32_t query, uint32_t view
 Status Step::end() {
     if (!open_) return invalid("end_step: no step: call begin_step first");
     open_ = false;
+    if (s_.config.budget.adaptive) adapt_rows();
     if (began_ns_ != 0) s_.trace.add(TraceStage::step, 0, began_ns_, now_ns());
-    for (uint32_t i = 0; i < stores_.size() && s_.config.budget.adaptive; ++i) adapt_rows(i);
     return Status::ok();
 }
 

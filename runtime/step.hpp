@@ -83,7 +83,7 @@ private:
     kernels::SlotList select(const Group& group, uint32_t query, uint32_t view_index, Store& store,
                              const AttendCall& call);
     uint32_t budget_of(const Group& group, const SelectHistory& history) const;
-    void adapt_rows(uint32_t store_index);
+    void adapt_rows();
     bool attends_everything(const Group& group, const Store& store, uint32_t visible_count);
     void run_jobs(const Store& store, const AttendCall& call, std::span<Job> jobs);
     void merge_job(const Job& job, float* out, size_t out_head_stride, float* lse) const;
@@ -119,7 +119,7 @@ private:
     // By store of the step: the union of what its queries see.
     std::vector<std::span<kernels::SpanMask>> seen_;
     std::vector<Job> jobs_;
-    std::vector<uint8_t> selected_;  // [store of the step, group] in this step
+    std::vector<uint8_t> selected_;  // [group, views_max] in this step
     std::vector<RowShare> shares_;
     std::vector<kernels::SlotList> last_lists_;  // [group, views_max]
     std::vector<uint32_t> last_query_offsets_;   // CSR: queries of each store in the last attend

@@ -214,24 +214,25 @@ uint32_t Step::budget_of(const Group& group, const SelectHistory& history) const
     return std::max(1U, static_cast<uint32_t>(rows + 0.5));
 }
 
-// The groups of a store that selected in this step, but for dense ones, share their rows anew.
-void Step::adapt_rows(uint32_t store_index) {
-    Store& store = *s_.stores[stores_[store_index]];
+// The groups that selected for a query in this step, but for dense ones, share its rows anew.
+void Step::adapt_rows() {
     const bool is_log = s_.config.selector.combine == CombineKind::max;
-    shares_.clear();
-    for (const Group& group : s_.groups.all()) {
-        if (selected_[size_t{store_index} * s_.groups.count() + group.index] == 0 || group.dense) {
-            continue;
+    const uint32_t queries = s_.limits.queries_max;
+    for (uint32_t view = 0; view < stores_.size() * queries; ++view) {
+        Store& store = *s_.stores[stores_[view / queries]];
+        shares_.clear();
+        for (const Group& group : s_.groups.all()) {
+            if (selected_[list_index(group.index, view)] == 0 || group.dense) continue;
+            SelectHistory& history = store.group(group.index).histories[view % queries];
+            const double score = is_log ? std::exp2(history.threshold) : history.threshold;
+            RowShare share;
+            share.factor = &history.rows_factor;
+            share.marginal = std::max(score, 0.0) / (is_log ? 1 : group.q_head_count());
+            share.weight = group.served;
+            shares_.push_back(share);
         }
-        SelectHistory& history = store.group(group.index).histories.front();
-        const double score = is_log ? std::exp2(history.threshold) : history.threshold;
-        RowShare share;
-        share.factor = &history.rows_factor;
-        share.marginal = std::max(score, 0.0) / (is_log ? 1 : group.q_head_count());
-        share.weight = group.served;
-        shares_.push_back(share);
+        share_rows(shares_);
     }
-    share_rows(shares_);
 }
 
 // The anchor's list, made in this step for what the query sees.

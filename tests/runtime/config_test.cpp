@@ -36,7 +36,8 @@ std::string other_value(const ConfigKey& key) {
             return std::isdigit(name[0]) ? name : "\"" + name + "\"";
         }
         case ConfigKeyKind::integer: return key.name == "profile.tokens" ? "512" : "7";
-        case ConfigKeyKind::boolean: return key.name == "host.check_rows" ? "true" : "false";
+        case ConfigKeyKind::boolean:
+            return config_key_text(key, Config{}) == "true" ? "false" : "true";
         case ConfigKeyKind::size: return "\"3GiB\"";
         case ConfigKeyKind::text: return "\"a \\\"b\\\".json\"";
         case ConfigKeyKind::list: return "[2, 5, 9]";
@@ -118,7 +119,7 @@ INSTANTIATE_TEST_SUITE_P(
                   "shoal.toml:2:1: budget.row: unknown key (did you mean budget.rows?)"},
         ErrorCase{"[selector]\nrows = 5", "selector.rows: unknown key (did you mean budget.rows?)"},
         ErrorCase{"selector = 3", "1:1: selector: must be a section ([selector] has: kind, "},
-        ErrorCase{"[budget]\nfrobnication = 5", "unknown key ([budget] has: rows, dense_rows"},
+        ErrorCase{"[budget]\nfrobnication = 5", "unknown key ([budget] has: rows, adaptive, "},
         ErrorCase{"[buget]\nrows = 5", "buget.rows: unknown key (did you mean budget.rows?)"},
         ErrorCase{"[buget]\n", "buget: unknown section (did you mean budget?)"},
         ErrorCase{"[budget]\n", ""},

@@ -29,6 +29,7 @@ TEST(OpenMetricsReader, IsStrict) {
 }
 
 TEST(StatsOpenMetrics, HoldsEveryFigure) {
+    static_assert(sizeof(Stats) == 28 * sizeof(uint64_t), "a new figure belongs here too");
     Stats stats;
     uint64_t next = 11;
     for (uint64_t* field :
@@ -38,7 +39,7 @@ TEST(StatsOpenMetrics, HoldsEveryFigure) {
           &stats.attend_ns, &stats.exact_ns, &stats.rescans, &stats.guess_misses,
           &stats.spans_encoded, &stats.spans_ranged_again, &stats.recall_samples,
           &stats.dense_without_statistics, &stats.host_kv_bytes, &stats.label_bytes,
-          &stats.slots_used, &stats.rows_checked}) {
+          &stats.slots_used, &stats.rows_checked, &stats.selections, &stats.selections_reused}) {
         *field = next++;
     }
     stats.attend_ns = 3'000'000'001;
@@ -73,7 +74,9 @@ TEST(StatsOpenMetrics, HoldsEveryFigure) {
         {"shoal_host_kv_bytes", 30},
         {"shoal_label_bytes", 31},
         {"shoal_slots_used", 32},
-        {"shoal_rows_checked_total", 33}};
+        {"shoal_rows_checked_total", 33},
+        {"shoal_selections_total", 34},
+        {"shoal_selections_reused_total", 35}};
     EXPECT_EQ(read.samples, expected);
 }
 
