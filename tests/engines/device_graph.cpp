@@ -76,9 +76,11 @@ bool DeviceGraph::allocate_cache() {
 ggml_tensor* DeviceGraph::attend(ggml_context* context, const Graph& graph, uint32_t layer,
                                  uint32_t slots_seen) const {
     const auto view = [&](ggml_tensor* cache) {
+        const uint32_t count = shape_.heads_seen == 0 ? shape_.kv_heads : shape_.heads_seen;
         ggml_tensor* heads = ggml_view_3d(
-            context, cache, shape_.head_dim, shape_.kv_heads, slots_seen,
-            ggml_row_size(shape_.type, shape_.head_dim), cache->nb[1], 0);
+            context, cache, shape_.head_dim, count, slots_seen - shape_.first_row_seen,
+            ggml_row_size(shape_.type, shape_.head_dim), cache->nb[1],
+            cache->nb[1] * shape_.first_row_seen);
         return ggml_permute(context, heads, 0, 2, 1, 3);
     };
     const float factor = shape_.scales_differ && layer > 0 ? 2.0F : 1.0F;
@@ -90,8 +92,9 @@ ggml_tensor* DeviceGraph::attend(ggml_context* context, const Graph& graph, uint
         ggml_tensor* weights = ggml_mul_mat(context, view(k_[layer]), q);
         return ggml_soft_max_ext(context, weights, graph.mask, scale, 0.0F);
     }
-    ggml_tensor* out = ggml_flash_attn_ext(context, q, view(k_[layer]), view(v_[layer]), graph.mask,
-                                           scale, shape_.max_bias, shape_.logit_softcap);
+    ggml_tensor* out = ggml_flash_attn_ext(context, q, view(k_[layer]), view(v_[layer]),
+                                           shape_.has_mask ? graph.mask : nullptr, scale,
+                                           shape_.max_bias, shape_.logit_softcap);
     if (shape_.sinks) {
         ggml_flash_attn_ext_add_sinks(out, input(context, GGML_TYPE_F32, shape_.q_heads));
     }

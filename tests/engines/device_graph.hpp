@@ -31,6 +31,9 @@ struct GraphShape {
     float logit_softcap = 0.0F;
     bool sinks = false;
     bool matmul_instead = false;  // attention by matrix products, as with flash attention off
+    bool has_mask = true;
+    uint32_t heads_seen = 0;      // KV heads of the views that are attended; 0: all
+    uint32_t first_row_seen = 0;  // where they begin
     bool scales_differ = false;   // between the first layer and the others
     bool slots_differ = false;    // each layer writes one slot further than the one before
     bool attends_again = false;   // a layer more that has no cache but the first layer's

@@ -193,6 +193,16 @@ TEST_F(Graph, RefusedSteps) {
                          "share a cache are not supported");
 }
 
+TEST_F(Graph, RowsMovedBeforeThereIsASession) {
+    GraphShape shape;
+    DeviceGraph graph(Engine::shoal, shape);
+    ASSERT_TRUE(graph.allocate_cache());
+    const std::vector<uint8_t> row(graph.k(0)->nb[1], 1);
+    ggml_backend_tensor_set(graph.k(0), row.data(), 0, row.size());
+    EXPECT_NE(take_log().find("shoal: writing cache_k_l0: KV rows were moved before the session "
+                              "was made"), std::string::npos);
+}
+
 TEST_F(Graph, FilledWithAnythingButZero) {
     GraphShape shape;
     DeviceGraph graph(Engine::shoal, shape);
@@ -237,6 +247,15 @@ TEST_F(Graph, RefusedShapes) {
     shape = {};
     shape.type = GGML_TYPE_Q4_0;
     expect_refused(shape, "cache type q4_0");
+    shape = {};
+    shape.has_mask = false;
+    expect_refused(shape, "attention without an f16 mask of one row per query is not supported");
+    shape = {};
+    shape.first_row_seen = 1;
+    expect_refused(shape, "attention over a part of the KV cache, or over another layer's, is not");
+    shape = {};
+    shape.heads_seen = 1;
+    expect_refused(shape, "layer 0: rows of 128 and 128 elements are not 1 heads x 64 and 64");
     shape = {};
     shape.scales_differ = true;
     expect_refused(shape, "models whose layers differ in these are not supported");

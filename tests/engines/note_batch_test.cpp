@@ -122,6 +122,11 @@ TEST_F(NoteBatch, BadBatches) {
     const uint64_t missing = counter("tokens_missing");
     decode_noted(*one);
     EXPECT_EQ(counter("tokens_missing"), missing);
+    // One cache for all: any sequence that llama.cpp has a number for.
+    make({.n_ctx = 512, .n_seq_max = 2, .kv_unified = true});
+    EXPECT_EQ(said(*Batch(1).add(tokens_[0], 0, 256)),
+              "batch.seq_id[0][0] = 256: must be 0 to 255");
+    decode_noted(*Batch(1).add(tokens_[0], 0, 255));
 }
 
 TEST_F(NoteBatch, WhatIsReadIsKnown) {
