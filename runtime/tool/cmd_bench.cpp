@@ -94,7 +94,7 @@ private:
     bool with_stock() const { return stock_.engine != nullptr; }
 
     Status load() {
-        SHOAL_TRY(exports_.open());
+        SHOAL_TRY(exports_.open(flags_.common.report));
         Result<std::unique_ptr<Engine>> shoal = Engine::load(EngineKind::shoal, prepared_.engine);
         if (!shoal) return shoal.status();
         shoal_.engine = std::move(*shoal);

@@ -11,6 +11,7 @@
 #include "runtime/tool/exit.hpp"
 #include "runtime/tool/generate.hpp"
 #include "runtime/tool/options.hpp"
+#include "runtime/tool/output_file.hpp"
 #include "runtime/tool/report.hpp"
 #include "runtime/tool/terminal.hpp"
 
@@ -33,11 +34,14 @@ std::string source_name(const CalibrateFlags& flags) {
 }
 
 // A profile is put in place by a rename, which would replace a device by a file.
-Status check_output(const std::string& path) {
+Status check_output(const CalibrateFlags& flags) {
+    const std::string& path = flags.output;
     SHOAL_TRY(check_writable("-o", path));
     std::error_code error;
     if (!std::filesystem::exists(path, error) || std::filesystem::is_regular_file(path, error)) {
-        return Status::ok();
+        const OutputFile files[] = {{"-o", path, kProfileBeginning},
+                                    {"--report", flags.common.report, kReportBeginning}};
+        return check_outputs(files);
     }
     return input_error(fmt::format("-o {}: is there and not a regular file", path));
 }
@@ -65,7 +69,7 @@ int calibrate_command(const CalibrateFlags& flags) {
     SHOAL_TOOL_TRY(refuse_context(flags.common, "calibrate"));
     const Result<uint32_t> count = checked_number("--tokens", flags.tokens, 256, 1 << 20);
     if (!count) return report_error(count.status());
-    SHOAL_TOOL_TRY(check_output(flags.output));
+    SHOAL_TOOL_TRY(check_output(flags));
     const Result<std::string> text = read_text_file("-f", flags.file);
     if (!text) return report_error(text.status());
     Result<Prepared> prepared = prepare(flags.common);

@@ -109,7 +109,7 @@ Status check_fits(const Prepared& prepared, uint32_t tokens) {
 Status generate_all(const RunFlags& flags, const Prepared& prepared, const std::string& given,
                     Outcome& out) {
     Exports exports(flags.exports);
-    SHOAL_TRY(exports.open());
+    SHOAL_TRY(exports.open(flags.common.report));
     Result<std::unique_ptr<Engine>> loaded = Engine::load(EngineKind::shoal, prepared.engine);
     if (!loaded) return loaded.status();
     Engine& engine = **loaded;

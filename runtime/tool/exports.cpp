@@ -1,7 +1,10 @@
 #include "runtime/tool/exports.hpp"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <filesystem>
 #include <system_error>
 
@@ -10,6 +13,7 @@
 
 #include "runtime/clock.hpp"
 #include "runtime/tool/exit.hpp"
+#include "runtime/tool/output_file.hpp"
 
 namespace shoal {
 extern const char kVersion[];
@@ -50,9 +54,13 @@ Status MetricsFile::write(const Stats& stats) {
         return input_error(fmt::format("--metrics {}: is no regular file", path_));
     }
     const std::string text = stats_to_openmetrics(stats, kVersion);
-    const std::string next = path_ + ".new";
-    std::FILE* file = std::fopen(next.c_str(), "wb");
-    if (file == nullptr) return input_error(cannot_write("--metrics", path_, errno));
+    std::string next = path_ + ".XXXXXX";
+    const int descriptor = mkstemp(next.data());
+    if (descriptor < 0) return input_error(cannot_write("--metrics", path_, errno));
+    const mode_t mask = umask(0);
+    umask(mask);
+    fchmod(descriptor, 0666 & ~mask);  // collectors run as other users
+    std::FILE* file = fdopen(descriptor, "wb");
     int error = std::fwrite(text.data(), 1, text.size(), file) == text.size() ? 0 : errno;
     if (std::fclose(file) != 0 && error == 0) error = errno;
     if (error == 0 && std::rename(next.c_str(), path_.c_str()) != 0) error = errno;
@@ -69,7 +77,7 @@ Status TraceFile::open() {
     if (path_.empty()) return Status::ok();
     file_.reset(std::fopen(path_.c_str(), "wb"));
     if (!file_) return input_error(cannot_write("--trace", path_, errno));
-    write("{\"displayTimeUnit\":\"ms\",\"traceEvents\":[");
+    write(std::string(kTraceBeginning));
     return Status::ok();
 }
 
@@ -124,7 +132,11 @@ Status TraceFile::close() {
     return Status::error(StatusCode::internal, cannot_write("--trace", path_, error_));
 }
 
-Status Exports::open() {
+Status Exports::open(const std::string& report) {
+    const OutputFile files[] = {{"--report", report, kReportBeginning},
+                                {"--metrics", flags_.metrics, kMetricsBeginning},
+                                {"--trace", flags_.trace, kTraceBeginning}};
+    SHOAL_TRY(check_outputs(files));
     SHOAL_TRY(metrics_.write(Stats{}));
     return trace_.open();
 }

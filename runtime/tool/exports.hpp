@@ -65,8 +65,9 @@ class Exports {
 public:
     explicit Exports(const ExportFlags& flags) : metrics_(flags.metrics), trace_(flags.trace),
                                                  flags_(flags) {}
-    // Makes the files, so that a bad path is known before the work is done.
-    Status open();
+    // Makes the files, so that a bad path is known before the work is done. `report`: the path of
+    // --report, which must be none of theirs.
+    Status open(const std::string& report);
     // Watches `engine` from here on, and must outlive it or be finished before. For a trace the
     // engine has its context.
     Status attach(Engine& engine);

@@ -16,6 +16,7 @@
 #include "runtime/config_keys.hpp"
 #include "runtime/tool/engine_log.hpp"
 #include "runtime/tool/exit.hpp"
+#include "runtime/tool/output_file.hpp"
 #include "runtime/tool/utf8.hpp"
 
 namespace shoal::tool {
@@ -141,7 +142,8 @@ Status check_writable(const std::string& flag, const std::string& path) {
 
 Result<Prepared> prepare(const CommonFlags& flags) {
     EngineLog::instance().install(flags.verbose);
-    if (!flags.report.empty()) SHOAL_TRY(check_writable("--report", flags.report));
+    const OutputFile report = {"--report", flags.report, kReportBeginning};
+    SHOAL_TRY(check_outputs({&report, 1}));
     Prepared prepared;
     Result<ResolvedConfig> config = resolve_config(flags.config);
     if (!config) return config.status();

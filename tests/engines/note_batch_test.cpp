@@ -122,11 +122,25 @@ TEST_F(NoteBatch, BadBatches) {
     const uint64_t missing = counter("tokens_missing");
     decode_noted(*one);
     EXPECT_EQ(counter("tokens_missing"), missing);
-    // One cache for all: any sequence that llama.cpp has a number for.
-    make({.n_ctx = 512, .n_seq_max = 2, .kv_unified = true});
-    EXPECT_EQ(said(*Batch(1).add(tokens_[0], 0, 256)),
-              "batch.seq_id[0][0] = 256: must be 0 to 255");
-    decode_noted(*Batch(1).add(tokens_[0], 0, 255));
+}
+
+// llama.cpp counts sequences by n_seq_max, whether they share a cache or not.
+TEST_F(NoteBatch, SequencesAreThoseOfTheContext) {
+    for (const bool unified : {false, true}) {
+        for (const uint32_t sequences : {1U, 3U}) {
+            make({.n_ctx = 512 * sequences, .n_seq_max = sequences, .kv_unified = unified});
+            Batch one(1);
+            one.add(tokens_[0], 0);
+            const auto beyond = static_cast<llama_seq_id>(sequences);
+            one->seq_id[0][0] = beyond;
+            EXPECT_EQ(said(*one), "batch.seq_id[0][0] = " + std::to_string(beyond) +
+                                      ": must be 0 to " + std::to_string(beyond - 1));
+            EXPECT_NE(llama_decode(context_.get(), *one), 0);
+            one->seq_id[0][0] = beyond - 1;
+            EXPECT_EQ(said(*one), "");
+            EXPECT_EQ(llama_decode(context_.get(), *one), 0);
+        }
+    }
 }
 
 TEST_F(NoteBatch, WhatIsReadIsKnown) {

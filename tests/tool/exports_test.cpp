@@ -98,7 +98,9 @@ TEST_F(ToolExports, MetricsAreWholeAtEveryMoment) {
               stats["queries_sparse"].get<double>());
     EXPECT_EQ(last.samples["shoal_spans_encoded_total"], stats["spans_encoded"].get<double>());
     EXPECT_GT(last.samples["shoal_stage_seconds_total{stage=\"attend\"}"], 0.0);
-    EXPECT_FALSE(std::filesystem::exists(path + ".new"));
+    for (const auto& entry : std::filesystem::directory_iterator(::testing::TempDir())) {
+        EXPECT_FALSE(entry.path().string().starts_with(path + ".")) << entry.path();
+    }
 }
 
 TEST_F(ToolExports, TraceIsNestedAndOrdered) {
@@ -125,6 +127,37 @@ TEST_F(ToolExports, TraceIsNestedAndOrdered) {
     EXPECT_EQ(count["attend"], 4 * 30);
     EXPECT_EQ(count["score"], stats["queries_sparse"].get<int>());
     EXPECT_EQ(count["select"], count["score"]);
+}
+
+// A file that is read, or any other that holds something, is not written over.
+TEST_F(ToolExports, NothingThatIsThereIsLost) {
+    const std::string text = temporary_file("prompt.txt", "The sea was calm and the sky was clear");
+    const std::string model = temporary_file("link.gguf", "");
+    std::filesystem::remove(model);
+    std::filesystem::create_symlink(std::filesystem::absolute(model_path()), model);
+    const auto model_bytes = std::filesystem::file_size(model);
+    for (const char* flag : {"--metrics", "--trace", "--report"}) {
+        for (const std::string& path : {text, model}) {
+            const Outcome outcome = run({"-f", text, "-n", "1", flag, path});
+            EXPECT_EQ(outcome.exit_code, 2);
+            EXPECT_THAT(outcome.err, HasSubstr(std::string(flag) + " " + path +
+                                               ": is there and holds something else"));
+        }
+        // What a run of this kind left is written again.
+        const std::string again = temporary_file("again", "");
+        for (int i = 0; i < 2; ++i) {
+            const Outcome outcome = run({"-f", text, "-n", "1", flag, again});
+            EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+        }
+    }
+    const Outcome twice = run({"-f", text, "-n", "1", "--metrics", text + ".x", "--trace",
+                               text + ".x"});
+    EXPECT_THAT(twice.err, HasSubstr("--trace " + text + ".x: is the file of --metrics too"));
+    const Outcome profile = run_tool({"calibrate", "-m", model_path(), "-f", text, "-o", text});
+    EXPECT_THAT(profile.err, HasSubstr("-o " + text + ": is there and holds something else"));
+    EXPECT_EQ(std::filesystem::file_size(model), model_bytes);
+    EXPECT_EQ(contents(text), "The sea was calm and the sky was clear");
+    std::filesystem::remove(model);
 }
 
 TEST_F(ToolExports, BadPathsAreSaidBeforeTheWork) {

@@ -62,7 +62,8 @@ SHOAL_LLAMA_API const char* shoal_llama_preflight(const char* model_path,
 
 /* Tells Shoal the tokens, positions and sequences of the batch that the calling thread gives to
  * llama_decode next. Refuses, with the field, what llama_decode would answer with -1: token ids and
- * sequence ids out of range, positions that are negative or do not follow. Fields that are NULL
+ * sequence ids out of range, positions that are negative or do not follow. (Which sequences may
+ * share tokens is left to llama_decode.) Fields that are NULL
  * are taken as llama_decode takes them. A batch that llama_decode then refuses (a full cache)
  * is noted again with its next try; tokens that were noted and did not come are counted. */
 SHOAL_LLAMA_API const char* shoal_llama_note_batch(struct llama_context* context,

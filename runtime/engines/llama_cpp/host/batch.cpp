@@ -17,12 +17,7 @@ public:
     Reader(llama_context* context, const llama_batch& batch)
         : batch_(batch), memory_(llama_get_memory(context)),
           token_count_(llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context)))),
-          sequence_count_(static_cast<int32_t>(llama_n_seq_max(context))) {
-        // With one cache for all sequences, llama.cpp accepts any that it has a number for.
-        if (llama_n_ctx_seq(context) == llama_n_ctx(context)) {
-            sequence_count_ = static_cast<int32_t>(llama_max_parallel_sequences());
-        }
-    }
+          sequence_count_(static_cast<int32_t>(llama_n_seq_max(context))) {}
 
     Status add(int32_t i, BatchTokens& out) {
         const int32_t token = batch_.token == nullptr ? -1 : batch_.token[i];
@@ -41,14 +36,15 @@ public:
         }
         const int32_t zero = 0;
         const int32_t* sequences = has_sequences ? batch_.seq_id[i] : &zero;
-        int32_t position = 0;
         for (int32_t s = 0; s < count; ++s) {
-            if (sequences[s] < 0 || sequences[s] >= sequence_count_) {
-                return refuse(fmt::format("batch.seq_id[{}][{}] = {}: must be 0 to {}", i, s,
-                                          sequences[s], sequence_count_ - 1));
-            }
-            SHOAL_TRY(place(i, sequences[s], position));
+            if (sequences[s] >= 0 && sequences[s] < sequence_count_) continue;
+            return refuse(fmt::format("batch.seq_id[{}][{}] = {}: must be 0 to {}", i, s,
+                                      sequences[s], sequence_count_ - 1));
         }
+        // Without positions llama.cpp goes on from the first sequence.
+        const int32_t position =
+            batch_.pos == nullptr ? last_of(sequences[0]) + 1 : batch_.pos[i];
+        for (int32_t s = 0; s < count; ++s) SHOAL_TRY(place(i, sequences[s], position));
         out.tokens.push_back(token);
         out.positions.push_back(position);
         out.sequences.push_back(sequences[0]);
@@ -66,9 +62,8 @@ private:
         return entry->second;
     }
 
-    Status place(int32_t i, int32_t sequence, int32_t& position) {
+    Status place(int32_t i, int32_t sequence, int32_t position) {
         int32_t& last = last_of(sequence);
-        position = batch_.pos == nullptr ? last + 1 : batch_.pos[i];
         if (position < 0) {
             return refuse(fmt::format("batch.pos[{}] = {}: must be 0 or more", i, position));
         }

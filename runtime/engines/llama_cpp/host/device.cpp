@@ -27,12 +27,22 @@ std::string file_of(const void* symbol) {
 Status check_version(ggml_backend_reg_t registry) {
     const auto version = side_call<shoal_llama_api_version_t>(registry, "shoal_llama_api_version");
     const int number = version == nullptr ? 0 : version();
-    if (number == SHOAL_LLAMA_API_VERSION) return Status::ok();
-    return refuse(StatusCode::unsupported,
-                  fmt::format("{}: version {} of shoal_llama.h, this library was built for {}: "
-                              "take both from one build",
-                              file_of(reinterpret_cast<const void*>(version)), number,
-                              SHOAL_LLAMA_API_VERSION));
+    const std::string file = file_of(reinterpret_cast<const void*>(version));
+    if (number != SHOAL_LLAMA_API_VERSION) {
+        return refuse(StatusCode::unsupported,
+                      fmt::format("{}: version {} of shoal_llama.h, this library was built for {}: "
+                                  "take both from one build", file, number,
+                                  SHOAL_LLAMA_API_VERSION));
+    }
+    // Functions are added without a new number.
+    for (const char* name : {"shoal_llama_next_config_toml", "shoal_llama_note_tokens",
+                             "shoal_llama_attended_rows", "shoal_llama_stats_json"}) {
+        if (ggml_backend_reg_get_proc_address(registry, name) != nullptr) continue;
+        return refuse(StatusCode::unsupported,
+                      fmt::format("{}: has no {}, it is older than this library: take both from "
+                                  "one build", file, name));
+    }
+    return Status::ok();
 }
 
 Status check_same_file(ggml_backend_reg_t registry, const std::string& path) {

@@ -118,7 +118,7 @@ public:
         return marked;
     }
 
-    Result<uint32_t> number(const std::string& key) const {
+    Result<uint32_t> number(const std::string& key, uint32_t least = 1) const {
         const int64_t id = gguf_find_key(gguf_, key.c_str());
         if (id < 0) return missing(key);
         uint64_t value = 0;
@@ -129,7 +129,7 @@ public:
             case GGUF_TYPE_INT32: value = static_cast<uint64_t>(gguf_get_val_i32(gguf_, id)); break;
             default: return missing(key);
         }
-        if (value == 0 || value > (1U << 30)) {
+        if (value < least || value > (1U << 30)) {
             return file_error(StatusCode::corrupt, path_, fmt::format("{} = {}", key, value));
         }
         return static_cast<uint32_t>(value);
@@ -235,8 +235,9 @@ Status check_heads(const ModelFile& model) {
 Status read_windows(const Header& header, ModelFile& model) {
     const std::string prefix = model.architecture + ".attention.sliding_window";
     if (model.architecture != "gemma3" || !header.has(prefix)) return Status::ok();
-    const Result<uint32_t> window = header.number(prefix);
+    const Result<uint32_t> window = header.number(prefix, 0);
     if (!window) return window.status();
+    if (*window == 0) return Status::ok();
     constexpr uint32_t kEvery = 6;
     const auto slides = header.pattern(prefix + "_pattern", model.layer_count, kEvery);
     if (!slides) return slides.status();
