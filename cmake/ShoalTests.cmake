@@ -76,7 +76,7 @@ set(test_data
     "SHOAL_TEST_PROFILE=\"${PROJECT_SOURCE_DIR}/examples/smollm2-135m.profile\""
     "SHOAL_TEST_LLAMA_BIN_DIR=\"${llama_build_dir}/bin\"")
 if(SHOAL_HAVE_PLUGIN)
-    shoal_test(engines BUDGET 4 LONG_BUDGET 4 LINK shoal shoal_llama_host llama_cpp::host
+    shoal_test(engines BUDGET 5 LONG_BUDGET 4 LINK shoal shoal_llama_host llama_cpp::host
         llama_cpp::plugin fmt::fmt nlohmann_json::nlohmann_json DEPENDS ggml-shoal shoal_simple
         DEFINE ${test_data} "SHOAL_TEST_PLUGIN=\"$<TARGET_FILE:ggml-shoal>\""
         "SHOAL_TEST_EXAMPLE=\"$<TARGET_FILE:shoal_simple>\""
