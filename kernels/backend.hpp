@@ -14,7 +14,8 @@
 namespace shoal::kernels {
 
 // Every function may be called from any thread; two calls must not share an output or a
-// workspace. None allocates, except label_query the first time a LabelQuery is used.
+// workspace. Those of `cpu` allocate nothing, except label_query the first time a LabelQuery is
+// used.
 struct Backend {
     const char* name = "";
 

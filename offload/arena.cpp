@@ -44,11 +44,11 @@ constexpr uint64_t kTouchPartBytes = uint64_t{4} << 20;
 uint64_t round_up(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 uint64_t round_down(uint64_t value, uint64_t unit) { return value / unit * unit; }
 
-// One write a page where the kernel cannot populate (before Linux 5.14). The pages hold nothing
-// yet, so writing zero changes nothing.
+// One write a page where the kernel cannot populate (before Linux 5.14), of what is there.
 void touch_by_writing(std::byte* begin, uint64_t bytes) {
     for (uint64_t at = 0; at < bytes; at += kPageBytes) {
-        *static_cast<volatile std::byte*>(begin + at) = std::byte{0};
+        volatile std::byte* const byte = begin + at;
+        *byte = *byte;
     }
 }
 

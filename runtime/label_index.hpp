@@ -60,6 +60,7 @@ public:
     uint32_t span_count() const { return span_top_; }
     size_t span_stride_bytes() const { return span_stride_bytes_; }
     const LabelCounters& counters() const { return counters_; }
+    void reset_counters() { counters_ = {}; }
 
 private:
     static constexpr uint32_t kNoSpan = UINT32_MAX;

@@ -11,8 +11,7 @@ namespace {
 
 Status refuse(const char* key) {
     return Status::error(StatusCode::invalid_argument,
-                         fmt::format("{}: cannot change in a running session: it decides what is "
-                                     "stored. Create a new session",
+                         fmt::format("{}: cannot change in a running session. Create a new one",
                                      key));
 }
 
@@ -48,6 +47,9 @@ Status check_reconfigure(const SessionState& state, const Config& config) {
     if (config.profile.path != now.profile.path) return refuse("profile.path");
     if (config.profile.tokens != now.profile.tokens) return refuse("profile.tokens");
     if (config.host.kv_bytes != now.host.kv_bytes) return refuse("host.kv_bytes");
+    if (config.host.threads != now.host.threads) return refuse("host.threads");
+    if (config.host.pin != now.host.pin) return refuse("host.pin");
+    if (config.host.huge_pages != now.host.huge_pages) return refuse("host.huge_pages");
     if (config.host.check_rows != now.host.check_rows) return refuse("host.check_rows");
     if (config.budget.sparse_queries_max > state.limits.queries_max) {
         return refuse("budget.sparse_queries_max");

@@ -18,6 +18,8 @@ Status invalid(std::string message) {
     return Status::error(StatusCode::invalid_argument, std::move(message));
 }
 
+constexpr uint32_t kQueriesMax = 1U << 20;
+
 Status check_options(const SessionOptions& options) {
     if (options.store_count_max == 0 || options.store_count_max > 4096) {
         return invalid(fmt::format("options.store_count_max = {}: must be 1 .. 4096",
@@ -27,8 +29,9 @@ Status check_options(const SessionOptions& options) {
         return invalid(fmt::format("options.slots_per_store = {}: must be 1 .. {}",
                                    options.slots_per_store, 1U << 30));
     }
-    if (options.queries_per_step_max == 0) {
-        return invalid("options.queries_per_step_max = 0: must be 1 or more");
+    if (options.queries_per_step_max == 0 || options.queries_per_step_max > kQueriesMax) {
+        return invalid(fmt::format("options.queries_per_step_max = {}: must be 1 .. {}",
+                                   options.queries_per_step_max, kQueriesMax));
     }
     return Status::ok();
 }
@@ -217,6 +220,19 @@ public:
         }
         return invalid(fmt::format("layer = {}: must be a layer with KV, below {}", layer.index,
                                    state.shape.layers.size()));
+    }
+    // Lists of other lengths take other memory. When there is too little, everything is as before:
+    // what was given back a moment ago is there again.
+    Status set_policy(const Config& config) {
+        const Config before = state.config;
+        state.config = config;
+        state.groups.set_policy(config);
+        const Status laid_out = lay_out_lists(*state.arena, state);
+        if (laid_out) return laid_out;
+        state.config = before;
+        state.groups.set_policy(before);
+        SHOAL_ASSERT(lay_out_lists(*state.arena, state).is_ok());
+        return laid_out;
     }
     Status check_slots(std::span<const int64_t> slots) const {
         for (size_t i = 0; i < slots.size(); ++i) {
@@ -412,10 +428,8 @@ Status Session::reconfigure(const Config& config) {
     SHOAL_TRY(check_sharing(config, state.shape));
     SHOAL_TRY(check_reconfigure(state, config));
     SHOAL_TRY(check_scored_heads(config, state.groups));
-    state.config = config;
-    state.groups.set_policy(config);
-    SHOAL_TRY(lay_out_lists(*state.arena, state));
-    impl_->step->abandon();
+    impl_->step->abandon();  // it looks into the lists
+    SHOAL_TRY(impl_->set_policy(config));
     state.selector = make_selector(config, *state.backend, state.executor,
                                    selector_limits(state.limits), state.workspace.selector.data());
     return Status::ok();
@@ -450,6 +464,11 @@ void Session::reset_stats() {
     state.stats = Stats{};
     std::fill(state.recall_sum.begin(), state.recall_sum.end(), 0.0);
     std::fill(state.recall_count.begin(), state.recall_count.end(), 0);
+    for (const auto& store : state.stores) {
+        for (uint32_t g = 0; g < state.groups.count(); ++g) {
+            store->group(g).labels.reset_counters();
+        }
+    }
 }
 
 }  // namespace shoal

@@ -1,4 +1,4 @@
-// The flow of a step. This file owns every branch of it; each helper is a straight line.
+// The flow of a step, in order; step_attend.cpp holds what its stages call.
 #include "runtime/step.hpp"
 
 #include <fmt/format.h>
@@ -204,13 +204,13 @@ Status Step::put(uint32_t layer, Store& store, std::span<const int64_t> slots,
     uint32_t slot_end = store.order().slot_end();
     for (const int64_t slot : slots) {
         slot_end = std::max(slot_end, static_cast<uint32_t>(slot) + 1);
-        if (layer == first_kv_layer_ && !k.empty()) {
-            store.order().write(static_cast<uint32_t>(slot));
-        }
     }
     SHOAL_TRY(store.ensure(slot_end, s_.executor));
     SHOAL_TRY(store.own(slots));
     SHOAL_TRY(write(layer, store, slots, k, v));
+    if (layer == first_kv_layer_ && !k.empty()) {
+        for (const int64_t slot : slots) store.order().write(static_cast<uint32_t>(slot));
+    }
     if (!k.empty()) s_.label_source->observe_keys(layer, k);
     return Status::ok();
 }

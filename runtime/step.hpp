@@ -1,4 +1,4 @@
-// One forward pass over the stores of a session: the flow of design 3, in one place.
+// One forward pass over the stores of a session: the whole flow, in one place.
 #pragma once
 
 #include <span>

@@ -40,6 +40,13 @@ Status Step::check_attend(const AttendCall& call) const {
                                    s_.options.queries_per_step_max, s_.shape.q_head_count,
                                    shape.k_head_dim));
     }
+    if ((q.data == nullptr && q.n != 0) || q.n_stride_bytes % sizeof(float) != 0 ||
+        q.head_stride_bytes % sizeof(float) != 0) {
+        return invalid(fmt::format("q: data {}, strides {} and {}: must not be null, and strides "
+                                   "must be whole floats",
+                                   q.data == nullptr ? "null" : "given", q.n_stride_bytes,
+                                   q.head_stride_bytes));
+    }
     const Tensor& out = *call.out;
     if (out.data == nullptr || out.n != q.n || out.heads != q.heads ||
         out.head_dim != shape.v_head_dim) {
@@ -325,7 +332,9 @@ void Step::sample_recall(const Store& store, const AttendCall& call, const Job& 
     if (sampled_step_ == s_.stats.steps) return;
     sampled_step_ = s_.stats.steps;
     const QueryView& view = views_[job.view];
-    sample_layer_ = call.layer + 1 < s_.shape.layers.size() ? call.layer + 1 : first_kv_layer_;
+    do {
+        sample_layer_ = (sample_layer_ + 1) % static_cast<uint32_t>(s_.shape.layers.size());
+    } while (s_.shape.layers[sample_layer_].kind != LayerKind::full && sample_layer_ != call.layer);
     if (job.slots.count >= view.visible_count()) return;
 
     const uint32_t heads = job.group->q_head_count();

@@ -162,7 +162,8 @@ private:
             const uint64_t stock_before = resident_anonymous_bytes();
             SHOAL_TRY(stock_.engine->make_context(context));
             SHOAL_TRY(load_state(*stock_.engine, state_));
-            result.stock_bytes = resident_anonymous_bytes() - stock_before;
+            const uint64_t stock_after = resident_anonymous_bytes();
+            result.stock_bytes = stock_after > stock_before ? stock_after - stock_before : 0;
         }
         std::vector<uint8_t>().swap(state_);  // "= {}" would keep its memory
         SHOAL_TRY(decode_in_turns(depth, result));

@@ -124,7 +124,8 @@ private:
         SHOAL_TRY(stock_->make_context(llama_n_ctx(shoal_.context())));
         SHOAL_TRY(read_prompt(*stock_, prompt_, "stock llama.cpp reads the prompt",
                               out_.stock.prefill));
-        out_.stock.context_bytes = resident_anonymous_bytes() - before;
+        const uint64_t after = resident_anonymous_bytes();
+        out_.stock.context_bytes = after > before ? after - before : 0;
         return Status::ok();
     }
 

@@ -169,8 +169,7 @@ TEST(SharingErrors, WhatARunningSessionCannotChangeTo) {
         change(changed);
         return session.reconfigure(changed).message();
     };
-    const char* stored = ": cannot change in a running session: it decides what is stored. Create "
-                         "a new session";
+    const char* stored = ": cannot change in a running session. Create a new one";
     EXPECT_EQ(refused([](Config& c) { c.selector.page = 8; }),
               std::string("selector.page") + stored);
     EXPECT_EQ(refused([](Config& c) { c.selector.kind = SelectorKind::hybrid; }),

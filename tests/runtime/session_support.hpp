@@ -166,6 +166,7 @@ private:
 
     std::vector<float> layer_step(uint32_t l, uint32_t n, const Visibility& visibility) {
         const LayerShape& s = shape_.layers[l];
+        if (s.kind == LayerKind::none) return {};
         const std::vector<float> k = rows_.make(n, s.kv_head_count, s.k_head_dim);
         const std::vector<float> v = rows_.make(n, s.kv_head_count, s.v_head_dim);
         last_q_.resize(shape_.layers.size());

@@ -72,7 +72,8 @@ struct Config {
     } safety;
 
     struct Host {
-        uint64_t kv_bytes = 0;  // most bytes of rows and labels in RAM; 0: what the machine offers
+        // Most bytes of a session: rows, labels, index and workspace; 0: what the machine offers.
+        uint64_t kv_bytes = 0;
         bool huge_pages = true;
         uint32_t threads = 0;   // 0: every core of this process; ignored with an engine's executor
         bool pin = true;
@@ -87,7 +88,7 @@ struct Config {
     } profile;
 
     struct Stats {
-        // Every n-th sparse step one layer's selection is compared with exact scores. 0: never.
+        // Every n-th step one layer's selection is compared with exact scores. 0: never.
         uint32_t recall_every = 64;
     } stats;
 };

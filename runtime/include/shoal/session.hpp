@@ -3,7 +3,7 @@
 // The six calls of an engine, per forward pass:
 //
 //   begin_step(which slots are written)
-//     for each layer:  put(k), put(v)  or  append(k, v)
+//     for each layer:  append(k, v), or append(k, {}) and append({}, v)
 //                      attend(q) -> out
 //   end_step()
 //
@@ -51,7 +51,7 @@ enum class LogLevel : uint8_t { debug, info, warning, error };
 struct SessionOptions {
     uint32_t store_count_max = 1;
     uint32_t slots_per_store = 0;     // 1 .. 2^30
-    uint32_t queries_per_step_max = 512;
+    uint32_t queries_per_step_max = 512;  // 1 .. 2^20
     // The engine's own workers. Without: oneTBB, pinned, host.threads of them.
     Executor executor;
     // Called for every degraded mode and every decision worth a line. May be empty.
@@ -100,7 +100,8 @@ public:
     // copied.
     Result<StoreId> fork(StoreId store);
     Status close(StoreId store);
-    // Forgets everything in the store: as just opened.
+    // Forgets everything in the store: as just opened. It, truncate(), fork() and copy() end a step
+    // that is open, in all stores.
     Status clear(StoreId store);
     // Forgets slots [slot_count, ...). Their rows are never read again.
     Status truncate(StoreId store, uint32_t slot_count);
@@ -111,6 +112,7 @@ public:
     // Writes rows of the step's tokens, post-RoPE, in StepInput order.
     // k, v: [token_count, kv_head_count, head_dim]; either may be empty (written by another call).
     // Values are converted to the store's RowFormat. NaN or Inf is refused.
+    // Rows of a refused call, those beside the bad one included, count as never written.
     Status append(LayerId layer, const ConstTensor& k, const ConstTensor& v,
                   StreamRef stream = {});
     // Writes rows outside a step (state restore): slots of one store, with new stamps in order.

@@ -10,9 +10,10 @@ struct Stats {
     // Steps and queries.
     uint64_t steps = 0;
     uint64_t tokens_written = 0;
-    uint64_t queries_sparse = 0;    // query x layer pairs that attended a selection
-    uint64_t queries_dense = 0;     // query x layer pairs that attended everything visible
-    uint64_t queries_exact = 0;     // query x layer pairs of large batches (prefill)
+    // Pairs of a query and a group of heads: a layer, or with sharing per head one of its KV heads.
+    uint64_t queries_sparse = 0;    // attended a selection
+    uint64_t queries_dense = 0;     // attended everything visible
+    uint64_t queries_exact = 0;     // of large batches (prefill)
     // Work of decode attention (sparse and dense, not prefill).
     uint64_t rows_attended = 0;     // tokens x KV heads read by attention
     uint64_t kv_bytes_read = 0;     // bytes of K and V those rows are

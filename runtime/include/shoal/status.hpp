@@ -18,7 +18,7 @@ namespace shoal {
 // What the caller should do, not what went wrong inside.
 enum class StatusCode {
     ok,
-    invalid_argument,  // fix the call or the configuration; nothing was changed
+    invalid_argument,  // fix the call or the configuration: the message names the field
     out_of_memory,     // ask for less: the message says how much would fit
     not_found,         // the store, file or profile named does not exist
     unsupported,       // this model, dtype or operation cannot be served; the message says why
@@ -50,7 +50,8 @@ private:
     std::string message_;
 };
 
-// A value, or the Status that says why there is none. `value()` of an error aborts.
+// A value, or the Status that says why there is none. `value()` of an error is a mistake
+// of the caller: it throws std::bad_variant_access.
 template <typename T>
 class [[nodiscard]] Result {
 public:
