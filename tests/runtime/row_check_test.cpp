@@ -19,7 +19,7 @@ constexpr uint32_t kHeadDim = 64;
 
 class RowChecks : public ::testing::Test {
 protected:
-    RowChecks() : groups_(small_model(1, kHeads, 1, kHeadDim, DType::f16), test_config()) {
+    RowChecks() : groups_(small_model(1, kHeads, 1, kHeadDim, DType::f16), Config{}) {
         for (std::unique_ptr<Store>& store : stores_) {
             StoreOptions options;
             options.check_rows = true;
