@@ -64,6 +64,8 @@ class Server:
                    "-np", str(args.slots), "-c", str(args.slots * args.slot_tokens), "-t",
                    str(args.threads), "--host", HOST, "--port", str(args.port),
                    "--context-shift", "--cache-ram", "64", "-lv", "4"]
+        if args.depth:    # a slot holds no more than the model was trained with: say it was more
+            command += ["--override-kv", f"llama.context_length=int:{args.slot_tokens}"]
         if config is not None:
             self.config = tempfile.NamedTemporaryFile("w", suffix=".toml")
             self.config.write(config)
