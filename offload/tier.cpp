@@ -123,11 +123,6 @@ void Tier::start(std::span<Transfer* const> transfers) {
     do_start(transfers);
 }
 
-void Tier::start_in(Tier& inner, Transfer& transfer) {
-    Transfer* const one = &transfer;
-    inner.do_start({&one, 1});
-}
-
 void Tier::finish(Transfer& transfer, int error) {
     if (outer_ != nullptr) {
         outer_->do_finish(transfer, error);

@@ -127,7 +127,9 @@ protected:
     // For wrappers. The shell of the outermost tier checks and counts; those inside are passed by.
     // From here on what `inner` finishes comes to do_finish().
     void wrap(Tier& inner) { inner.outer_ = this; }
-    static void start_in(Tier& inner, Transfer& transfer);
+    static void start_in(Tier& inner, std::span<Transfer* const> transfers) {
+        inner.do_start(transfers);
+    }
     static void cancel_in(Tier& inner) { inner.do_cancel(); }
     static bool poll_in(Tier& inner, uint64_t deadline_ns) { return inner.do_poll(deadline_ns); }
     static void count_in(const Tier& inner, TierCounters& counters) { inner.do_count(counters); }
