@@ -55,7 +55,9 @@ Result<OpenedQueue> open_queue(int file, const DiskTierOptions& options) {
 
 IoPath probe_io_path() {
     const DiskTierOptions options;
-    const auto uring = UringQueue::create({.depth = options.depth});
+    UringOptions uring_options;
+    uring_options.depth = options.depth;
+    const auto uring = UringQueue::create(uring_options);
     return uring ? uring_path(**uring) : threads_path(options, uring.status().message());
 }
 

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "offload/io_engine.hpp"
+#include "offload/io_path.hpp"
 #include "offload/spill_file.hpp"
 #include "offload/tier.hpp"
 #include "offload/uring_queue.hpp"
@@ -25,13 +26,6 @@ enum class IoPathKind : uint8_t {
     threads,
 };
 
-// How a machine reads and writes the spill file.
-struct IoPath {
-    bool is_uring = false;
-    std::string text;      // "io_uring (single issuer, deferred task work, registered file)"
-    std::string refusal;   // why it is not io_uring, though that was asked for; else ""
-};
-
 struct DiskTierOptions {
     static constexpr uint32_t kDepth = 128;
     static constexpr uint32_t kThreads = 32;
@@ -42,7 +36,7 @@ struct DiskTierOptions {
     uint32_t threads = kThreads;   // of the path over threads
     // Memory that most transfers go to, alive as long as the tier. Registered with the kernel when
     // the limit of locked memory allows; a transfer elsewhere works as well.
-    std::span<const std::span<std::byte>> buffers;
+    std::span<const std::span<std::byte>> buffers{};
     // Called during create(), once, when io_uring was asked for and refused.
     std::function<void(const std::string& line)> log;
     RingSetup ring_setup;          // for tests
@@ -92,8 +86,5 @@ private:
     std::atomic<bool> is_asleep_{false};
     std::thread thread_;
 };
-
-// The path that create() would take here, without a file.
-IoPath probe_io_path();
 
 }  // namespace shoal::offload

@@ -80,7 +80,8 @@ void FaultyTier::do_finish(Transfer& transfer, int error) {
         if (fault != nullptr && fault->kind == FaultKind::flip_bits) flip(transfer, fault->bits);
         if (fault != nullptr && fault->kind == FaultKind::hold) {
             const bool ends = fault->after != Fault::kAny;
-            held_.push_back({&transfer, error, ends ? finished_count_ + fault->after : Fault::kAny});
+            const uint64_t until = ends ? finished_count_ + fault->after : Fault::kAny;
+            held_.push_back({&transfer, error, until});
             return;
         }
         ++finished_count_;

@@ -47,7 +47,7 @@ public:
     struct Counts {
         std::atomic<uint64_t> reads{0};         // operations, each once however often resumed
         std::atomic<uint64_t> writes{0};
-        std::atomic<uint64_t> repeats{0};       // after EINTR and EAGAIN, and of parts of a merged one
+        std::atomic<uint64_t> repeats{0};       // after EINTR, EAGAIN, or failure of a merged one
         std::atomic<uint64_t> short_results{0};
         std::atomic<uint64_t> strays{0};        // completions of nothing that is in flight
     };

@@ -13,9 +13,11 @@ namespace shoal::offload {
 uint64_t thread_cpu_ns(const std::thread& thread) {
     clockid_t clock = 0;
     timespec time{};
-    if (pthread_getcpuclockid(const_cast<std::thread&>(thread).native_handle(), &clock) != 0) return 0;
+    const pthread_t handle = const_cast<std::thread&>(thread).native_handle();
+    if (pthread_getcpuclockid(handle, &clock) != 0) return 0;
     if (clock_gettime(clock, &time) != 0) return 0;
-    return static_cast<uint64_t>(time.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(time.tv_nsec);
+    constexpr uint64_t kSecondNs = 1'000'000'000;
+    return static_cast<uint64_t>(time.tv_sec) * kSecondNs + static_cast<uint64_t>(time.tv_nsec);
 }
 
 void block_signals() {

@@ -167,9 +167,11 @@ bool Tier::sleep_until_awaited(uint64_t deadline_ns) {
     constexpr uint64_t kSleepMaxNs = 1'000'000'000;
     const uint64_t total = awaited_total_.load();
     while (awaited_ended_.load() != total) {
+        const bool was_driven = do_poll(deadline_ns);
+        if (awaited_ended_.load() == total) break;
         const uint64_t now_ns = options_.clock();
         if (now_ns >= deadline_ns) return false;
-        if (do_poll(deadline_ns)) continue;
+        if (was_driven) continue;
         const nanoseconds left(std::min(deadline_ns - now_ns, kSleepMaxNs));
         std::unique_lock lock(mutex_);
         ended_.wait_for(lock, left, [&] { return awaited_ended_.load() == total; });

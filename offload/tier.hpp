@@ -1,9 +1,9 @@
 // The tier seam: an array of bytes, in RAM or in a file, that is read and written by whole units.
 //
-// Transfers are started together, run while the caller does something else, and are waited for. What
-// every tier must check is done here, once, around private do_ calls: bounds, alignment, identity
-// of what was read, deadlines, counting. Wrappers (offload/tier_wrappers.hpp) take any tier and are
-// one. tests/offload/tier_conformance_test.cpp holds every implementation to this.
+// Transfers are started together, run while the caller does something else, and are waited for.
+// What every tier must check is done here, once, around private do_ calls: bounds, alignment,
+// identity of what was read, deadlines, counting. Wrappers (offload/tier_wrappers.hpp) take any
+// tier and are one. tests/offload/tier_conformance_test.cpp holds every implementation to this.
 //
 //   tier.start(reads);                       // of several layers, in layer order
 //   ...
@@ -135,8 +135,8 @@ protected:
     static void count_in(const Tier& inner, TierCounters& counters) { inner.do_count(counters); }
 
 private:
-    // From the thread of start(), or from threads of a wrapper. Must end every transfer by finish(),
-    // at once or later; the destructor of an implementation, at the latest.
+    // From the thread of start(), or from threads of a wrapper. Must end every transfer by
+    // finish(), at once or later; the destructor of an implementation, at the latest.
     virtual void do_start(std::span<Transfer* const> transfers) = 0;
     // Some transfers are `canceled`: ends those of them that no device has.
     virtual void do_cancel() {}

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -116,13 +117,15 @@ void UringQueue::register_buffers(std::span<const std::span<std::byte>> buffers)
         add_feature(fmt::format("{} of registered buffers", bytes_text(bytes)));
     } else {
         add_feature(fmt::format("buffers not registered ({}{})", error_text(-result),
-                                result == -ENOMEM ? ": the limit of locked memory, ulimit -l" : ""));
+                                result == -ENOMEM ? "; the limit is ulimit -l" : ""));
     }
 }
 
 void UringQueue::attach() {
     if (starts_disabled_) {
-        const int result = io_uring_enable_rings(&ring_);
+        // io_uring_enable_rings() is in the header of liburing 2.3 and not in its library.
+        const long result = syscall(SYS_io_uring_register, ring_.ring_fd,
+                                    IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
         SHOAL_ASSERT(result == 0);
     }
     arm_wake();
@@ -209,7 +212,7 @@ void UringQueue::wait(uint32_t wanted, uint64_t timeout_ns) {
         result = io_uring_submit_and_wait_timeout(&ring_, &first, std::max(1U, wanted), &timeout,
                                                   nullptr);
     }
-    // EINTR, EAGAIN, EBUSY and ETIME end a wait; what else there may be must not become a busy loop.
+    // EINTR, EAGAIN, EBUSY and ETIME end a wait; what else there is must not become a busy loop.
     const bool is_usual = result >= 0 || result == -EINTR || result == -EAGAIN ||
                           result == -EBUSY || result == -ETIME;
     if (!is_usual) usleep(1000);

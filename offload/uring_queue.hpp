@@ -23,13 +23,13 @@ struct UringOptions {
     uint32_t depth = 128;     // operations in flight at most
     int file = -1;            // to be read and written, open as long as the queue; -1: none, to ask
     // Memory that most transfers go to: registered, which saves the kernel pinning it each time.
-    std::span<const std::span<std::byte>> buffers;
-    RingSetup setup;          // empty: the system's
+    std::span<const std::span<std::byte>> buffers{};
+    RingSetup setup{};        // empty: the system's
 };
 
 class UringQueue final : public IoQueue {
 public:
-    // Fails with `unavailable`, saying why, where the kernel or a container's rules refuse io_uring.
+    // Fails with `unavailable`, saying why, where the kernel or a container refuses io_uring.
     static Result<std::unique_ptr<UringQueue>> create(const UringOptions& options);
     ~UringQueue() override;
 
