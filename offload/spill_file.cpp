@@ -65,7 +65,7 @@ Result<Descriptor> open_dir(const std::string& dir) {
     if (dir.empty()) {
         return refuse(StatusCode::invalid_argument, dir, "must name a directory on a disk");
     }
-    Descriptor folder(open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    Descriptor folder(open(dir.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
     if (folder.is_open()) return folder;
     switch (errno) {
         case ENOENT:

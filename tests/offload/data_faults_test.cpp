@@ -76,6 +76,7 @@ TEST(TierFaults, Row05FlippedOnTheWayToTheTier) {
         EXPECT_EQ(c.verified(), c.reads().size() - 1);
         ++row.cases;
         row.injected += tier.fired(FaultKind::flip_bits);
+        row.exact += c.reads().size() - 1;
         ++row.refused;
     }
     EXPECT_EQ(row.injected, 100U);

@@ -160,12 +160,12 @@ TEST_F(SpillFileTest, FileSizeLimitIsRefusedAndDoesNotKill) {
 
 TEST_F(SpillFileTest, NotWritableForThisUser) {
     std::filesystem::create_directory(dir_ + "/locked");
-    std::filesystem::permissions(dir_, std::filesystem::perms::others_exec,
-                                 std::filesystem::perm_options::add);
+    std::filesystem::permissions(dir_, std::filesystem::perms(0711));
     std::filesystem::permissions(dir_ + "/locked", std::filesystem::perms(0555));
     const int status = in_child([&] {
-        if (getuid() == 0 && setuid(65534) != 0) return false;
-        const Result<SpillFile> file = SpillFile::create(dir_ + "/locked", kUnit);
+        // Whatever lies above may be closed to this user.
+        if (chdir(dir_.c_str()) != 0 || (getuid() == 0 && setuid(65534) != 0)) return false;
+        const Result<SpillFile> file = SpillFile::create("locked", kUnit);
         return !file && file.status().code() == StatusCode::invalid_argument &&
                has(file.status().message(), "is not writable");
     });

@@ -38,9 +38,11 @@ public:
     size_t bytes() const { return bytes_; }
     std::span<std::byte> span() const { return {data_, bytes_}; }
     void fill(uint64_t seed) const {
-        std::mt19937_64 random(seed);
+        uint64_t word = seed * 0x9E3779B97F4A7C15 + 1;
         for (size_t at = 0; at < bytes_; at += 8) {
-            const uint64_t word = random();
+            word ^= word << 13;
+            word ^= word >> 7;
+            word ^= word << 17;
             std::memcpy(data_ + at, &word, 8);
         }
     }
