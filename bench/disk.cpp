@@ -70,7 +70,31 @@ public:
         write_ = run(TransferKind::write, 1 << 20, bytes >> 20, Pattern::sequential, false);
     }
 
+    // Batches of `count` until it took a second, each drawn anew.
     Rate run(TransferKind kind, uint32_t block, uint64_t count, Pattern pattern, bool checked) {
+        Sum sum;
+        do add(kind, block, count, pattern, checked, sum);
+        while (sum.seconds < 1 && pattern != Pattern::sequential);
+        return {sum.blocks / sum.seconds, sum.cpu / sum.blocks * 1e6, sum.blocks / sum.operations};
+    }
+
+    const DiskTier& tier() const { return *tier_; }
+    Rate write() const { return write_; }
+    std::string file_path() const {
+        const std::string number = std::to_string(file_number_);
+        return "/proc/" + std::to_string(getpid()) + "/fd" + "/" + number;
+    }
+
+private:
+    struct Sum {
+        double blocks = 0;
+        double seconds = 0;
+        double cpu = 0;
+        double operations = 0;
+    };
+
+    void add(TransferKind kind, uint32_t block, uint64_t count, Pattern pattern, bool checked,
+             Sum& sum) {
         const std::vector<uint64_t> blocks = choose(tier_->bytes() / block, count, pattern);
         std::vector<Transfer> transfers(blocks.size());
         std::vector<Transfer*> list;
@@ -91,30 +115,22 @@ public:
         if (checked) {
             for (const Transfer& transfer : transfers) checksum ^= transfer_checksum(transfer);
         }
-        const double seconds = now_s() - begin;
-        const double cpu = cpu_s() - cpu_begin;
+        sum.seconds += now_s() - begin;
+        sum.cpu += cpu_s() - cpu_begin;
         if (!status) stop(status.message());
         const offload::TierCounters after = tier_->counters();
-        const auto operations =
+        sum.operations +=
             static_cast<double>(after.device_reads + after.device_writes - before.device_reads -
                                 before.device_writes);
-        const auto n = static_cast<double>(blocks.size());
+        sum.blocks += static_cast<double>(blocks.size());
         sink_ = sink_ + checksum;
-        return {n / seconds, cpu / n * 1e6, n / operations};
     }
 
-    const DiskTier& tier() const { return *tier_; }
-    Rate write() const { return write_; }
-    std::string file_path() const {
-        const std::string number = std::to_string(file_number_);
-        return "/proc/" + std::to_string(getpid()) + "/fd" + "/" + number;
-    }
-
-private:
     std::vector<uint64_t> choose(uint64_t there, uint64_t count, Pattern pattern) {
         std::vector<uint64_t> blocks;
         if (pattern == Pattern::sorted) {
-            for (uint64_t block = 0; block < there && blocks.size() < count; ++block) {
+            for (uint64_t block = random_() % there / 2; blocks.size() < count; ++block) {
+                if (block == there) break;
                 if (random_() % 16 == 0) blocks.push_back(block);
             }
             return blocks;
@@ -173,8 +189,7 @@ double median_by(const std::vector<Rate>& rates, double Rate::*member) {
 
 void random_rows(Bed& bed, uint32_t depth, int rounds, bool has_fio) {
     for (const uint32_t block : {4096U, 12288U, 65536U}) {
-        const uint64_t count = std::max<uint64_t>(500, std::min<uint64_t>(30000, depth * 1500) *
-                                                           4096 / std::max(block, 8192U));
+        const uint64_t count = std::min<uint64_t>(30000, 2000 * depth) * 4096 / block;
         std::vector<Rate> random;
         std::vector<Rate> sorted;
         std::vector<Rate> checked;

@@ -19,6 +19,8 @@ namespace {
 // Long enough that waking costs nothing beside 512 reads, short enough that what has arrived is
 // compared with its checksum while the rest is on its way, and is in a cache when it is.
 constexpr size_t kWaitTransfers = 512;
+// Handed over at a time: the device works on the first while the rest is prepared.
+constexpr size_t kStartTransfers = 256;
 
 uint64_t steady_ns() {
     return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -99,8 +101,13 @@ void Tier::launch(Transfer& transfer, uint64_t now_ns) {
 
 void Tier::start(std::span<Transfer* const> transfers) {
     SHOAL_ASSERT(outer_ == nullptr);
-    if (transfers.empty()) return;
     const uint64_t now_ns = options_.clock();
+    for (size_t at = 0; at < transfers.size(); at += kStartTransfers) {
+        start_part(transfers.subspan(at, std::min(kStartTransfers, transfers.size() - at)), now_ns);
+    }
+}
+
+void Tier::start_part(std::span<Transfer* const> transfers, uint64_t now_ns) {
     uint64_t reads = 0;
     uint64_t read_bytes = 0;
     uint64_t written_bytes = 0;

@@ -148,6 +148,7 @@ private:
     virtual void do_finish(Transfer& transfer, int error) { finish(transfer, error); }
 
     void check_request(const Transfer& transfer) const;
+    void start_part(std::span<Transfer* const> transfers, uint64_t now_ns);
     void launch(Transfer& transfer, uint64_t now_ns);
     uint64_t deadline_of(std::span<Transfer* const> transfers) const;
     bool await(std::span<Transfer* const> transfers, uint64_t deadline_ns);
