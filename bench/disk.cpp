@@ -3,12 +3,13 @@
 // usage: bench_disk DIR [GiB] [rounds]    (default 2 GiB, 3 rounds; the file has no name and is
 //                                          gone at the end)
 //
-// random   blocks drawn from the whole file, as fio draws them
+// random   blocks drawn from the whole file, as fio draws them: to 64 MiB of memory, as rows of
+//          many layers go, and to as little as fio uses, which stays in the processor's cache
 // sorted   ascending blocks with gaps, a sixteenth of those there are: what a selection gives;
-//          neighbours are merged, so the device sees fewer
+//          neighbours are merged, so the device sees fewer. To 64 MiB
 // CPU      of the whole process, per block, without and with checksums
 // Each row: the medians of the rounds. fio (io_uring, registered buffers and file) runs between two
-// measurements; the ratio is a median of ratios.
+// measurements with its own amount of memory; the ratio is a median of ratios.
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -51,6 +52,11 @@ struct Rate {
 
 enum class Pattern : uint8_t { random, sorted, sequential };
 
+struct Extras {
+    bool checked = false;
+    uint64_t memory_bytes = UINT64_MAX;    // that the blocks go to
+};
+
 // A tier over a file that has been written from end to end: blocks that never were cost no read.
 class Bed {
 public:
@@ -67,13 +73,13 @@ public:
         auto tier = DiskTier::create(std::move(*file), options);
         if (!tier) stop(tier.status().message());
         tier_ = std::move(*tier);
-        write_ = run(TransferKind::write, 1 << 20, bytes >> 20, Pattern::sequential, false);
+        write_ = run(TransferKind::write, 1 << 20, bytes >> 20, Pattern::sequential, {});
     }
 
     // Batches of `count` until it took a second, each drawn anew.
-    Rate run(TransferKind kind, uint32_t block, uint64_t count, Pattern pattern, bool checked) {
+    Rate run(TransferKind kind, uint32_t block, uint64_t count, Pattern pattern, Extras extras) {
         Sum sum;
-        do add(kind, block, count, pattern, checked, sum);
+        do add(kind, block, count, pattern, extras, sum);
         while (sum.seconds < 1 && pattern != Pattern::sequential);
         return {sum.blocks / sum.seconds, sum.cpu / sum.blocks * 1e6, sum.blocks / sum.operations};
     }
@@ -93,13 +99,13 @@ private:
         double operations = 0;
     };
 
-    void add(TransferKind kind, uint32_t block, uint64_t count, Pattern pattern, bool checked,
+    void add(TransferKind kind, uint32_t block, uint64_t count, Pattern pattern, Extras extras,
              Sum& sum) {
         const std::vector<uint64_t> blocks = choose(tier_->bytes() / block, count, pattern);
         std::vector<Transfer> transfers(blocks.size());
         std::vector<Transfer*> list;
         uint64_t checksum = 0;
-        const uint64_t places = memory_.bytes() / block;
+        const uint64_t places = std::min<uint64_t>(memory_.bytes(), extras.memory_bytes) / block;
         for (size_t i = 0; i < blocks.size(); ++i) {
             transfers[i].kind = kind;
             transfers[i].offset = blocks[i] * block;
@@ -112,7 +118,7 @@ private:
         const double begin = now_s();
         tier_->start(list);
         const Status status = tier_->wait(list);
-        if (checked) {
+        if (extras.checked) {
             for (const Transfer& transfer : transfers) checksum ^= transfer_checksum(transfer);
         }
         sum.seconds += now_s() - begin;
@@ -190,35 +196,39 @@ double median_by(const std::vector<Rate>& rates, double Rate::*member) {
 void random_rows(Bed& bed, uint32_t depth, int rounds, bool has_fio) {
     for (const uint32_t block : {4096U, 12288U, 65536U}) {
         const uint64_t count = std::min<uint64_t>(30000, 2000 * depth) * 4096 / block;
+        const auto read = [&](Pattern pattern, Extras extras) {
+            return bed.run(TransferKind::read, block, count, pattern, extras);
+        };
+        const Extras little = {false, std::max<uint64_t>(1 << 20, uint64_t{depth} * block)};
         std::vector<Rate> random;
+        std::vector<Rate> near;
         std::vector<Rate> sorted;
         std::vector<Rate> checked;
         std::vector<double> fio_per_s;
         std::vector<double> fio_cpu;
         std::vector<double> ratios;
         for (int round = 0; round < rounds; ++round) {
-            random.push_back(bed.run(TransferKind::read, block, count, Pattern::random, false));
-            double fio_rate = 0;
+            random.push_back(read(Pattern::random, {}));
+            near.push_back(read(Pattern::random, little));
             if (has_fio) {
                 const Fio fio = run_fio(bed.file_path(), block, depth, bed.tier().bytes(),
                                         "randread");
-                fio_rate = fio.per_s;
+                near.push_back(read(Pattern::random, little));
                 fio_per_s.push_back(fio.per_s);
                 fio_cpu.push_back(fio.cpu_us);
+                const double around = (near.back().per_s + near[near.size() - 2].per_s) / 2;
+                if (fio.per_s > 0) ratios.push_back(around / fio.per_s);
             }
-            random.push_back(bed.run(TransferKind::read, block, count, Pattern::random, false));
-            const double around =
-                (random[random.size() - 1].per_s + random[random.size() - 2].per_s) / 2;
-            if (fio_rate > 0) ratios.push_back(around / fio_rate);
-            sorted.push_back(bed.run(TransferKind::read, block, count, Pattern::sorted, false));
-            checked.push_back(bed.run(TransferKind::read, block, count, Pattern::random, true));
+            sorted.push_back(read(Pattern::sorted, {}));
+            checked.push_back(read(Pattern::random, {true, UINT64_MAX}));
         }
         const double per_s = median_by(random, &Rate::per_s);
         std::printf("| %5u | %4u | %7.0f | %5.2f | %5.2f | %5.2f | %7.0f | %5.2f | %7.0f | %5.2f | "
-                    "%4.2f |\n",
+                    "%7.0f | %5.2f | %4.2f |\n",
                     block, depth, per_s, per_s * block * 1e-9, median_by(random, &Rate::cpu_us),
                     median_by(checked, &Rate::cpu_us), median_by(sorted, &Rate::per_s),
-                    median_by(sorted, &Rate::merged), median(fio_per_s), median(fio_cpu),
+                    median_by(sorted, &Rate::merged), median_by(near, &Rate::per_s),
+                    median_by(near, &Rate::cpu_us), median(fio_per_s), median(fio_cpu),
                     median(ratios));
         std::fflush(stdout);
     }
@@ -231,13 +241,13 @@ void sequential_row(Bed& bed, uint32_t depth, int rounds, bool has_fio) {
     std::vector<double> ratios;
     for (int round = 0; round < rounds; ++round) {
         const uint64_t count = bed.tier().bytes() / kBlock;
-        reads.push_back(bed.run(TransferKind::read, kBlock, count, Pattern::sequential, false));
+        reads.push_back(bed.run(TransferKind::read, kBlock, count, Pattern::sequential, {}));
         if (has_fio) {
             const Fio fio = run_fio(bed.file_path(), kBlock, std::min(depth, 64U),
                                     bed.tier().bytes(), "read");
             if (fio.per_s > 0) ratios.push_back(reads.back().per_s / fio.per_s);
         }
-        writes.push_back(bed.run(TransferKind::write, kBlock, count, Pattern::sequential, false));
+        writes.push_back(bed.run(TransferKind::write, kBlock, count, Pattern::sequential, {}));
     }
     std::printf("1 MiB one after another, depth %u: read %.2f GB/s (fio: %.2f of it), write %.2f "
                 "GB/s (the first, into fresh blocks: %.2f)\n",
@@ -256,9 +266,9 @@ int run_all(const std::string& dir, uint64_t bytes, int rounds) {
             Bed bed(dir, bytes, depth, path, memory);
             if (depth == 1) {
                 std::printf("\n%s\n\n", bed.tier().path().text.c_str());
-                std::printf("| block | depth | blocks/s | GB/s | CPU us | with checksums | sorted "
-                            "blocks/s | merged | fio | fio CPU us | of fio |\n"
-                            "|---|---|---|---|---|---|---|---|---|---|---|\n");
+                std::printf("| block | depth | random blocks/s | GB/s | CPU us | with checksums | "
+                            "sorted blocks/s | merged | little memory | CPU us | fio | CPU us | "
+                            "of fio |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
             }
             random_rows(bed, depth, rounds, has_fio);
             if (depth == 128 || path == IoPathKind::threads) {

@@ -89,7 +89,7 @@ struct TierOptions {
     static constexpr uint64_t kNoDeadline = UINT64_MAX;
     // Of a transfer, from its start; a retry has as much again.
     uint64_t deadline_ns = kNoDeadline;
-    // Monotone time; empty: the system's. Called once per start() and while a wait() sleeps.
+    // Monotone time; empty: the system's. Asked at each start, and when a wait() has to sleep.
     std::function<uint64_t()> clock;
 };
 

@@ -113,7 +113,6 @@ void UringQueue::register_buffers(std::span<const std::span<std::byte>> buffers)
         io_uring_register_buffers(&ring_, parts.data(), static_cast<unsigned>(parts.size()));
     if (result == 0) {
         registered_ = std::move(parts);
-        registered_bytes_ = bytes;
         add_feature(fmt::format("{} of registered buffers", bytes_text(bytes)));
     } else {
         add_feature(fmt::format("buffers not registered ({}{})", error_text(-result),

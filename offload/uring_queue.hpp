@@ -39,9 +39,8 @@ public:
     void wait(uint32_t wanted, uint64_t timeout_ns) override;
     void wake() override;
 
-    // What it got from the kernel: "single issuer, deferred task work, registered file".
+    // What it got from the kernel: "single issuer, deferred task work, registered file, ...".
     const std::string& features() const { return features_; }
-    uint64_t registered_bytes() const { return registered_bytes_; }
 
 private:
     UringQueue() = default;
@@ -59,7 +58,6 @@ private:
     int file_ = -1;
     bool file_is_registered_ = false;
     std::vector<iovec> registered_;
-    uint64_t registered_bytes_ = 0;
     std::string features_;
 };
 
