@@ -102,15 +102,14 @@ std::string describe_cuda() {
 
 }  // namespace
 
-Finding check_io_uring() {
+Finding check_disk_io() {
     const offload::IoPath path = offload::probe_io_path();
     if (path.is_uring) {
-        return {"io_uring", Verdict::ok, path.text, "one thread reads and writes rows on disk"};
+        return {"disk I/O", Verdict::ok, path.text, "one thread reads and writes rows on disk"};
     }
-    return {"io_uring", Verdict::warning, fmt::format("refused ({})", path.refusal),
-            fmt::format("rows on disk are read and written by {}: the same results, two to four "
-                        "times the processor time",
-                        path.text)};
+    return {"disk I/O", Verdict::warning,
+            fmt::format("{}, for io_uring is refused ({})", path.text, path.refusal),
+            "rows on disk cost two to four times the processor time; results are the same"};
 }
 
 Finding check_gpu() {
