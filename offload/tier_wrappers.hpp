@@ -3,15 +3,12 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <random>
 #include <span>
 #include <thread>
-#include <vector>
 
 #include "offload/tier.hpp"
 #include "offload/transfer_list.hpp"
