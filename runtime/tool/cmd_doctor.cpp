@@ -40,7 +40,7 @@ std::vector<Finding> examine(const ConfigFlags& flags) {
     const Config config = resolved ? resolved->config : Config{};
     std::vector<Finding> findings = check_processor(config);
     for (Finding& finding : check_memory_limits(config)) findings.push_back(std::move(finding));
-    findings.push_back(check_io_uring());
+    findings.push_back(check_disk_io());
     findings.push_back(check_gpu());
     findings.push_back(check_llama_cpp());
     findings.push_back(check_plugin());

@@ -26,7 +26,7 @@ struct Finding {
 // Of the machine: processor, memory, kernel. `config` decides what is missed when it is missing.
 std::vector<Finding> check_processor(const Config& config);
 std::vector<Finding> check_memory_limits(const Config& config);
-Finding check_io_uring();
+Finding check_disk_io();
 // The driver is opened by name at run time; nothing of Shoal is linked to it.
 Finding check_gpu();
 // Of the installation: llama.cpp as it is loaded, and the device that it would load.

@@ -2,11 +2,20 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sched.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstddef>
 #include <filesystem>
+#include <iterator>
 
 #include "tests/tool/support.hpp"
 
@@ -38,7 +47,7 @@ TEST(ToolDoctor, OneLineForEverythingThatMatters) {
     const nlohmann::json report = doctor();
     EXPECT_EQ(report["can_run"], true);
     for (const char* name : {"processor", "cores", "pinning", "memory", "cgroup memory",
-                             "huge pages", "locked memory", "io_uring", "GPU", "llama.cpp",
+                             "huge pages", "locked memory", "disk I/O", "GPU", "llama.cpp",
                              "plugin", "configuration"}) {
         const nlohmann::json one = finding(report, name);
         ASSERT_TRUE(one.is_object()) << name;
@@ -48,6 +57,39 @@ TEST(ToolDoctor, OneLineForEverythingThatMatters) {
     }
     EXPECT_THAT(finding(report, "plugin")["found"].get<std::string>(),
                 HasSubstr("libggml-shoal.so"));
+}
+
+// As a container's rules do it: the system call is refused, for this process and those it starts.
+bool refuse_io_uring() {
+    sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const sock_fprog program = {std::size(filter), filter};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+TEST(ToolDoctor, SaysHowTheDiskIsReadAndWhy) {
+    const nlohmann::json here = finding(doctor(), "disk I/O");
+    EXPECT_THAT(here["found"].get<std::string>(),
+                testing::AnyOf(testing::MatchesRegex("io_uring \\(.+\\)"),
+                               HasSubstr("for io_uring is refused (io_uring_setup: ")));
+    const pid_t child = fork();
+    if (child == 0) {
+        if (!refuse_io_uring()) _exit(2);
+        const nlohmann::json refused = finding(doctor(), "disk I/O");
+        EXPECT_EQ(refused["verdict"], "warning");
+        EXPECT_THAT(refused["found"].get<std::string>(),
+                    testing::StartsWith("32 threads with preadv and pwritev, for io_uring is "
+                                        "refused (io_uring_setup: Operation not permitted"));
+        _exit(testing::Test::HasFailure() ? 1 : 0);
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
 }
 
 // The limits of this process are inherited by the tool: the findings must follow them.
