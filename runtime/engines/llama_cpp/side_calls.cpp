@@ -261,17 +261,17 @@ int64_t shoal_llama_attended_rows(uint32_t layer, uint32_t query, uint32_t kv_he
     return static_cast<int64_t>(slots.size());
 }
 
-const char* shoal_llama_save(const char* path, const int32_t* tokens, const int32_t* positions,
+const char* shoal_llama_save_rows(const char* path, const int32_t* tokens, const int32_t* positions,
                              size_t token_count, const float* logits, size_t logit_count) {
     return adapter::error_text(
         adapter::save(path, tokens, positions, token_count, logits, logit_count));
 }
 
-const char* shoal_llama_load(const char* path, shoal_llama_saved* saved) {
+const char* shoal_llama_load_rows(const char* path, shoal_llama_saved* saved) {
     return adapter::error_text(adapter::load(path, saved));
 }
 
-const char* shoal_llama_load_done(void) { return adapter::error_text(adapter::load_done()); }
+const char* shoal_llama_load_rows_done(void) { return adapter::error_text(adapter::load_done()); }
 
 void shoal_llama_set_delegate(int on) { adapter::set_delegate(on != 0); }
 
@@ -299,8 +299,8 @@ void* side_call(const char* name) {
         SHOAL_LLAMA_ENTRY(shoal_llama_write_profile), SHOAL_LLAMA_ENTRY(shoal_llama_attended),
         SHOAL_LLAMA_ENTRY(shoal_llama_next_config_toml),
         SHOAL_LLAMA_ENTRY(shoal_llama_note_tokens),  SHOAL_LLAMA_ENTRY(shoal_llama_attended_rows),
-        SHOAL_LLAMA_ENTRY(shoal_llama_save),         SHOAL_LLAMA_ENTRY(shoal_llama_load),
-        SHOAL_LLAMA_ENTRY(shoal_llama_load_done),
+        SHOAL_LLAMA_ENTRY(shoal_llama_save_rows),         SHOAL_LLAMA_ENTRY(shoal_llama_load_rows),
+        SHOAL_LLAMA_ENTRY(shoal_llama_load_rows_done),
         SHOAL_LLAMA_ENTRY(shoal_llama_set_delegate), SHOAL_LLAMA_ENTRY(shoal_llama_last_error),
     };
 #undef SHOAL_LLAMA_ENTRY
