@@ -94,9 +94,9 @@ struct PlainSequence {
     static Result<PlainSequence> load(const std::string& path) {
         PlainSequence out({}, 0, 0);
         LoadTarget target;
-        target.accept = [&](const SavedHeader& header) {
-            out.header = header;
-            out.parts.resize(2 * header.shape.layers.size());
+        target.accept = [&](const SavedHeader& accepted) {
+            out.header = accepted;
+            out.parts.resize(2 * accepted.shape.layers.size());
             return Status::ok();
         };
         target.write = [&](LayerId layer, Session::Part which, std::span<const int64_t> slots,

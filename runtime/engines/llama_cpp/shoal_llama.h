@@ -125,8 +125,9 @@ SHOAL_LLAMA_API const char* shoal_llama_save_rows(const char* path, const int32_
 
 /* Fills the live session, empty so far, from a file. llama.cpp must be told which of its cells hold
  * tokens: by a state of one sequence with these tokens in its cells, of whose rows nothing is read,
- * then shoal_llama_load_rows_done. shoal_llama_load_sequence (shoal_llama_host.h) does both. A file that
- * is refused leaves everything as it was. The arrays are valid until shoal_llama_load_rows_done. */
+ * then shoal_llama_load_rows_done. shoal_llama_load_sequence (shoal_llama_host.h) does both. A file
+ * that is refused leaves everything as it was. The arrays are valid until
+ * shoal_llama_load_rows_done. */
 typedef struct shoal_llama_state_tensor {
     int32_t type; /* ggml_type */
     uint64_t row_bytes;

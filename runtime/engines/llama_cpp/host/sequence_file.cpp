@@ -151,8 +151,9 @@ Status save_sequence(llama_context* context, const std::string& path,
     std::iota(positions.begin(), positions.end(), 0);
     const auto vocabulary = static_cast<size_t>(
         llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context))));
-    return status_of(side_call<shoal_llama_save_rows_t>(*registry, "shoal_llama_save_rows")(
-        path.c_str(), tokens.data(), positions.data(), tokens.size(), logits, vocabulary));
+    const auto save = side_call<shoal_llama_save_rows_t>(*registry, "shoal_llama_save_rows");
+    return status_of(save(path.c_str(), tokens.data(), positions.data(), tokens.size(), logits,
+                          vocabulary));
 }
 
 Status load_sequence(llama_context* context, const std::string& path, const LoadOutput& out) {
@@ -164,12 +165,13 @@ Status load_sequence(llama_context* context, const std::string& path, const Load
                       "(llama_memory_clear)");
     }
     shoal_llama_saved saved = {};
-    SHOAL_TRY(status_of(
-        side_call<shoal_llama_load_rows_t>(*registry, "shoal_llama_load_rows")(path.c_str(), &saved)));
+    const auto load = side_call<shoal_llama_load_rows_t>(*registry, "shoal_llama_load_rows");
+    const auto finish =
+        side_call<shoal_llama_load_rows_done_t>(*registry, "shoal_llama_load_rows_done");
+    SHOAL_TRY(status_of(load(path.c_str(), &saved)));
     Status status = copy_notes(context, saved, out, path);
     if (status) status = restore_cells(context, saved);
-    const Status done =
-        status_of(side_call<shoal_llama_load_rows_done_t>(*registry, "shoal_llama_load_rows_done")());
+    const Status done = status_of(finish());
     if (status && done) return Status::ok();
     llama_memory_clear(memory, true);
     *out.token_count = 0;
