@@ -18,7 +18,7 @@ using ::testing::HasSubstr;
 constexpr const char* kSparse =
     "[budget]\nrows = 48\ndense_below = 1\ndense_layers = []\n[profile]\ntokens = 256\n"
     "[safety]\nsinks = 4\nwindow = 16\n";
-constexpr size_t kPrompt = 600;
+constexpr size_t kPrompt = 320;
 
 class SavedSequence : public ::testing::Test {
 protected:
@@ -70,7 +70,7 @@ std::vector<uint8_t> state_of(llama_context* context) {
 
 TEST_F(SavedSequence, GoesOnAsTheContextThatSavedIt) {
     Context first = saved_context();
-    const Context second = make_context(Engine::shoal, {.n_ctx = 768, .n_ubatch = 64});
+    const Context second = make_context(Engine::shoal, {.n_ctx = 512, .n_ubatch = 64});
     std::vector<float> logits(logits_.size());
     ASSERT_EQ(load(second.get(), logits.data()), "");
     EXPECT_EQ(tokens_, prompt_);
@@ -99,13 +99,13 @@ TEST_F(SavedSequence, WhatDoesNotFitIsRefusedByName) {
     Context first = saved_context();
     EXPECT_THAT(load(first.get()), HasSubstr("holds tokens already"));
     EXPECT_THAT(save(first.get(), kPrompt - 1),
-                HasSubstr("token_count = 599: sequence 0 holds positions 0 to 599"));
+                HasSubstr("token_count = 319: sequence 0 holds positions 0 to 319"));
     first.reset();
     Context other = make_context(Engine::shoal, {.type_k = GGML_TYPE_BF16});
     EXPECT_THAT(load(other.get()), HasSubstr("rows.k = f16: this session has bf16"));
-    other = make_context(Engine::shoal, {.n_ctx = 512});
+    other = make_context(Engine::shoal, {.n_ctx = 256});
     EXPECT_THAT(load(other.get()),
-                HasSubstr("slot_end = 600: this session has slots_per_store = 512"));
+                HasSubstr("slot_end = 320: this session has slots_per_store = 256"));
     other = make_context(Engine::shoal, {.n_seq_max = 2});
     EXPECT_THAT(load(other.get()), HasSubstr("2 sequences with caches of their own"));
     other = make_context(Engine::shoal, {});

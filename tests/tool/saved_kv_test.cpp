@@ -35,7 +35,7 @@ protected:
 };
 
 TEST_F(SavedKv, SixtyFourTokensAreTheSameFromAFile) {
-    const std::string text = text_of(2500);
+    const std::string text = text_of(1500);
     const Outcome plain = run({"-f", text, "-n", "64"});
     ASSERT_EQ(plain.exit_code, 0) << plain.err;
     const Outcome saving = run({"-f", text, "-n", "64", "--save-kv", path_});
