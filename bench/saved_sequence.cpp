@@ -1,5 +1,7 @@
 // Saving and loading a sequence, beside the disk's own sequential rate in the same round: the file
-// written by Session::save is read in 1 MiB requests with O_DIRECT, then loaded, in turns.
+// written by Session::save is read in 1 MiB requests with O_DIRECT, then loaded, in turns. A load
+// fills memory that the process has not had before, so what the system takes to give as much memory
+// is measured too: one thread writing to a new mapping.
 //
 // Shape of Llama-3.1-8B's attention (8 KV heads x 128, bf16), 4 layers. Without labels, then with
 // labels from statistics in the file.
@@ -100,6 +102,12 @@ double read_seconds(const std::string& path) {
     return seconds;
 }
 
+double touch_seconds(size_t bytes) {
+    const double start = now_s();
+    const HugeBuffer memory(bytes);  // writes to all of it
+    return now_s() - start;
+}
+
 void measure(SelectorKind kind, const char* name, uint32_t slots, uint32_t rounds) {
     const char* folder = std::getenv("TMPDIR");
     const std::string path = std::string(folder == nullptr ? "/tmp" : folder) + "/shoal_bench_" +
@@ -115,9 +123,11 @@ void measure(SelectorKind kind, const char* name, uint32_t slots, uint32_t round
     const auto bytes = static_cast<double>(std::filesystem::file_size(path));
     std::vector<double> load;
     std::vector<double> read;
+    std::vector<double> touch;
     std::vector<double> ratio;
     for (uint32_t round = 0; round < rounds; ++round) {
         read.push_back(read_seconds(path));
+        touch.push_back(touch_seconds(static_cast<size_t>(bytes)));
         const auto session = make_session(kind, slots);
         const double start = now_s();
         const Result<StoreId> store = session->load(path);
@@ -126,10 +136,11 @@ void measure(SelectorKind kind, const char* name, uint32_t slots, uint32_t round
         ratio.push_back(100.0 * read.back() / load.back());
     }
     ::unlink(path.c_str());
-    std::printf("%-6s %7u tokens  %6.0f MB  save %6.0f MB/s  read %6.0f MB/s  load %6.0f MB/s  "
-                "%5.1f %% of read\n",
-                name, slots, bytes * 1e-6, bytes * 1e-6 / save_s, bytes * 1e-6 / median(read),
-                bytes * 1e-6 / median(load), median(ratio));
+    const auto rate = [bytes](double seconds) { return bytes * 1e-6 / seconds; };
+    std::printf("%-6s %7u tokens  %6.0f MB  save %6.0f MB/s  read %6.0f MB/s  new memory %6.0f "
+                "MB/s  load %6.0f MB/s  %5.1f %% of read\n",
+                name, slots, bytes * 1e-6, rate(save_s), rate(median(read)), rate(median(touch)),
+                rate(median(load)), median(ratio));
     std::fflush(stdout);
 }
 
