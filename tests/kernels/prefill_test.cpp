@@ -315,7 +315,8 @@ std::vector<PrefillCase> pass_cases() {
                                    {.queries = 1, .past = 127},
                                    {.queries = 5, .past = 3000, .kv_heads = 1},
                                    {.queries = 2, .past = 9000, .kv_heads = 1},
-                                   {.queries = 600, .past = 70, .kv_heads = 1, .q_per_kv = 4}};
+                                   {.queries = 600, .past = 70, .kv_heads = 1, .q_per_kv = 4,
+                                    .k_dim = 32, .v_dim = 32}};
     for (Ranges ranges : {Ranges::everything, Ranges::window, Ranges::two_stores, Ranges::holes,
                           Ranges::ragged, Ranges::some_nothing, Ranges::nothing}) {
         cases.push_back({.queries = 3, .past = 1300, .ranges = ranges});
