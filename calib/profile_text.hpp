@@ -1,4 +1,4 @@
-// The text of a profile and its rules. Used by profile.cpp only.
+// The text of a profile and its rules. For files that hold one.
 #pragma once
 
 #include <string>

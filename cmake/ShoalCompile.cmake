@@ -27,6 +27,18 @@ target_link_options(shoal_flags INTERFACE -Wl,-z,defs)
 add_library(shoal_narrowing INTERFACE)
 target_compile_options(shoal_narrowing INTERFACE -Wconversion -Wno-sign-conversion)
 
+if(SHOAL_FUZZ)
+    if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang" OR SHOAL_SANITIZE)
+        message(FATAL_ERROR "SHOAL_FUZZ: needs clang (CMAKE_CXX_COMPILER=clang++) and an empty \
+SHOAL_SANITIZE: it brings its own")
+    endif()
+    set(fuzz_flags -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined)
+    string(REPLACE "-O3" "-O1" CMAKE_CXX_FLAGS_RELWITHDEBINFO "${CMAKE_CXX_FLAGS_RELWITHDEBINFO}")
+    target_compile_options(shoal_flags INTERFACE ${fuzz_flags} -fno-omit-frame-pointer)
+    add_link_options(-fsanitize=address,undefined)
+    set_property(TARGET shoal_flags PROPERTY INTERFACE_LINK_OPTIONS "")
+endif()
+
 set(sanitize_link_flags "")
 if(SHOAL_SANITIZE STREQUAL "address")
     set(sanitize_flags -fsanitize=address)

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "calib/choose_channels.hpp"
+#include "calib/profile_text.hpp"
 
 namespace shoal {
 
@@ -74,6 +75,19 @@ std::vector<kernels::LabelFormat> LabelSource::make_formats(const Group& group) 
             std::move(choice.channels), std::move(choice.mean), group.piece.k_head_dim));
     }
     return formats;
+}
+
+Result<std::string> LabelSource::profile_text() const {
+    if (!ready()) return std::string();
+    if (profile_) return calib::profile_to_text(*profile_, "profile");
+    return calib::profile_to_text(
+        calib::profile_from(*learnt_, fingerprint_, "tokens of a saved sequence"), "profile");
+}
+
+void LabelSource::adopt(calib::Profile profile) {
+    SHOAL_ASSERT(!ready());
+    profile_ = std::move(profile);
+    learnt_.reset();
 }
 
 Status LabelSource::write(const std::string& path, const std::string& source) const {

@@ -31,6 +31,10 @@ public:
     // Label formats of one group, [kv_head_count]. The layer is ready.
     std::vector<kernels::LabelFormat> make_formats(const Group& group) const;
     Status write(const std::string& path, const std::string& source) const;
+    // The profile of the labels that are made here, as text; "" while there is none.
+    Result<std::string> profile_text() const;
+    // Labels are made from this profile from now on. Only while not ready().
+    void adopt(calib::Profile profile);
 
 private:
     static constexpr uint64_t kTokensToWriteMin = 256;

@@ -7,6 +7,7 @@
 
 #include "offload/memory_limits.hpp"
 #include "runtime/config_keys.hpp"
+#include "runtime/saved_store.hpp"
 #include "runtime/session_state.hpp"
 #include "runtime/step.hpp"
 
@@ -303,6 +304,28 @@ Result<StoreId> Session::fork(StoreId id) {
     to.is_open = false;
     to.generation++;
     return forked;
+}
+
+Status Session::save(StoreId id, const std::string& path, const SequenceNotes& notes) const {
+    Result<Store*> store = impl_->find(id);
+    if (!store) return store.status();
+    if (impl_->step->is_open()) return invalid("save: a step is open: call end_step first");
+    return save_store(impl_->state, **store, notes, path,
+                      [this, id](LayerId layer, Part part, std::span<const int64_t> slots,
+                                 std::span<std::byte> out) {
+                          return read(layer, id, slots, part, out);
+                      });
+}
+
+Result<StoreId> Session::load(const std::string& path, SequenceNotes* notes) {
+    if (impl_->step->is_open()) return invalid("load: a step is open: call end_step first");
+    Result<StoreId> opened = open();
+    if (!opened) return opened;
+    Store& store = *impl_->state.stores[opened->index];
+    const Status loaded = load_store(impl_->state, *impl_->step, store, path, notes);
+    if (loaded) return opened;
+    store.is_open = false;  // nobody was told its number
+    return loaded;
 }
 
 Status Session::close(StoreId id) {

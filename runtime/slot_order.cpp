@@ -70,6 +70,16 @@ void SlotOrder::copy_from(const SlotOrder& other) {
     slot_end_ = other.slot_end_;
 }
 
+std::vector<uint32_t> SlotOrder::written_in_order() const {
+    std::vector<uint32_t> slots;
+    for (uint32_t slot = 0; slot < slot_end_; ++slot) {
+        if (is_written(slot)) slots.push_back(slot);
+    }
+    std::sort(slots.begin(), slots.end(),
+              [this](uint32_t a, uint32_t b) { return stamps_[a] < stamps_[b]; });
+    return slots;
+}
+
 void SlotOrder::first(uint32_t count, std::span<const SpanMask> masks,
                       std::vector<uint32_t>& out) const {
     pick(count, true, masks, out);

@@ -26,6 +26,8 @@ public:
     void forget_from(uint32_t slot_begin);  // slots [slot_begin, ...) count as never written
     void copy_from(const SlotOrder& other);  // of a store with as many slots
 
+    // Slots that were written, lowest stamp first.
+    std::vector<uint32_t> written_in_order() const;
     bool is_written(uint32_t slot) const { return stamps_[slot] != 0; }
     uint32_t slot_end() const { return slot_end_; }  // one past the highest slot written
     uint32_t slot_count_max() const { return static_cast<uint32_t>(stamps_.size()); }

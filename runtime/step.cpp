@@ -225,6 +225,21 @@ Status Step::replace(uint32_t layer, Store& store, std::span<const int64_t> slot
     return write(layer, store, slots, k, v);
 }
 
+Status Step::stage(uint32_t layer, Store& store, std::span<const int64_t> slots, RowPart part,
+                   const ConstTensor& rows) {
+    SHOAL_TRY(store.ensure(static_cast<uint32_t>(slots.back()) + 1, s_.executor));
+    SHOAL_TRY(store.own(slots));
+    const SlotRange groups = s_.groups.of_layer(layer);
+    for (uint32_t g = groups.begin; g < groups.end; ++g) {
+        SHOAL_TRY(store.write(g, s_.groups.all()[g], part, slots, rows, *s_.backend, s_.executor));
+    }
+    return Status::ok();
+}
+
+void Step::publish(Store& store, std::span<const uint32_t> order) {
+    for (const uint32_t slot : order) store.order().write(slot);
+}
+
 Status Step::fork(Store& from, Store& to) {
     abandon();
     return to.fork_from(from, s_.executor);

@@ -41,6 +41,11 @@ public:
     // Writes rows of slots that were written before: they keep their stamps.
     Status replace(uint32_t layer, Store& store, std::span<const int64_t> slots,
                    const ConstTensor& k, const ConstTensor& v);
+    // Writes rows of a store that nobody knows of yet, as a file is read: no stamps, statistics or
+    // times; `slots` ascend. publish() gives the stamps, in this order.
+    Status stage(uint32_t layer, Store& store, std::span<const int64_t> slots,
+                 kernels::RowPart part, const ConstTensor& rows);
+    void publish(Store& store, std::span<const uint32_t> order);
     // Makes `to` what `from` is, sharing rows.
     Status fork(Store& from, Store& to);
     // Makes a part of a layer in `to` what it is in `from`; the order with the first layer's keys.

@@ -295,6 +295,20 @@ void Store::clear() {
     }
 }
 
+std::string Store::incomplete_reason(uint32_t group_index, const Group& group) const {
+    const GroupStore& data = *groups_[group_index];
+    for (uint32_t slot = 0; slot < order_.slot_end(); ++slot) {
+        const bool k = data.has_row(slot, true);
+        const bool v = data.has_row(slot, false);
+        if (k == order_.is_written(slot) && v == k) continue;
+        return fmt::format("slot {} has {} in layer {}", slot,
+                           k && v ? "K and V but no token" : k ? "K alone" : v ? "V alone"
+                                                                            : "neither K nor V",
+                           group.layer);
+    }
+    return "";
+}
+
 uint32_t Store::first_missing(uint32_t group_index,
                               std::span<const kernels::SpanMask> masks) const {
     const std::span<const SpanWritten> written = groups_[group_index]->written;

@@ -89,6 +89,8 @@ public:
     const SlotOrder& order() const { return order_; }
     GroupStore& group(uint32_t index) { return *groups_[index]; }
     const GroupStore& group(uint32_t index) const { return *groups_[index]; }
+    // Whether the slots with a stamp, and no others, hold K and V in this group; else a sentence.
+    std::string incomplete_reason(uint32_t group_index, const Group& group) const;
     // A visible slot that lacks K or V in this group, or slot_end when there is none.
     uint32_t first_missing(uint32_t group_index, std::span<const kernels::SpanMask> masks) const;
 

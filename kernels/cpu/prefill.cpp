@@ -107,6 +107,7 @@ void prefill_item_here(const PrefillItem& item) {
     ItemView* view = &views[0];
     ItemView* next = &views[1];
     load_queries(item);
+    start_states(item);
     if (item.slot_begin < item.slot_end) see_item(item, item.slot_begin, *view);
     for (uint32_t slot = item.slot_begin; slot < item.slot_end; slot += kSlotTile) {
         const uint32_t slot_next = slot + kSlotTile;
@@ -127,7 +128,8 @@ void prefill_item_here(const PrefillItem& item) {
         }
         std::swap(view, next);
     }
-    store_results(item);
+    if (item.ends) store_results(item);
+    else save_states(item);
 }
 
 }  // namespace

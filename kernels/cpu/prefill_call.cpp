@@ -73,7 +73,7 @@ RowSpan PrefillCall::rows_of(uint32_t row_tile) const {
 float* PrefillCall::part_state(uint32_t part, uint32_t kv_head, uint32_t row) const {
     const PieceFormat& format = in->kv.format;
     const size_t index = (size_t{part} * format.kv_head_count + kv_head) * plan.row_count + row;
-    return workspace + layout.parts + index * (format.v_head_dim + 2U);
+    return states + index * state_floats;
 }
 
 PrefillItem make_prefill_item(const PrefillCall& call, uint32_t index, uint32_t worker) {
@@ -82,13 +82,17 @@ PrefillItem make_prefill_item(const PrefillCall& call, uint32_t index, uint32_t 
     item.call = &call;
     item.group = index % plan.row_groups;
     item.kv_head = index / plan.row_groups % call.in->kv.format.kv_head_count;
-    item.part = index / plan.row_groups / call.in->kv.format.kv_head_count;
+    item.part = plan.parts.begin + index / plan.items_per_part;
     while (item.row_tile_count < plan.tiles_per_group() &&
            row_tile_of_group(plan, item.group, item.row_tile_count) < plan.row_tile_count) {
         ++item.row_tile_count;
     }
-    item.slot_begin = plan.slot_begin + item.part * plan.part_slots;
-    item.slot_end = std::min(item.slot_begin + plan.part_slots, plan.slot_end);
+    const uint32_t part_begin = plan.slot_begin + item.part * plan.part_slots;
+    const uint32_t part_end = std::min(part_begin + plan.part_slots, plan.slot_end);
+    item.slot_begin = std::max(part_begin, plan.pass.begin);
+    item.slot_end = std::min(part_end, plan.pass.end);
+    item.begins = item.slot_begin == part_begin;
+    item.ends = item.slot_end == part_end;
     float* base = call.workspace + worker * call.layout.worker_floats;
     item.q = base + call.layout.q;
     item.acc = base + call.layout.acc;
@@ -118,10 +122,41 @@ void load_queries(const PrefillItem& item) {
             for (uint32_t c = 0; c < format.k_head_dim; ++c) to[c] = q[c] * scale;
         }
     }
+}
+
+void start_states(const PrefillItem& item) {
+    const PrefillCall& call = *item.call;
+    const uint32_t v_head_dim = call.in->kv.format.v_head_dim;
     const size_t rows = size_t{item.row_tile_count} * kRowTile;
     std::fill_n(item.max, rows, kNone);
     std::fill_n(item.sum, rows * kLanesMax, 0.0F);
-    std::fill_n(item.acc, rows * format.v_head_dim, 0.0F);
+    std::fill_n(item.acc, rows * v_head_dim, 0.0F);
+    if (item.begins) return;
+    for (uint32_t index = 0; index < item.row_tile_count; ++index) {
+        const RowSpan span = call.rows_of(item.row_tile(index));
+        for (uint32_t r = 0; r < span.count; ++r) {
+            const size_t at = size_t{index} * kRowTile + r;
+            const float* state = call.part_state(item.part, item.kv_head, span.first + r);
+            item.max[at] = state[0];
+            std::copy_n(state + 1, kLanesMax, item.sum + at * kLanesMax);
+            std::copy_n(state + 1 + kLanesMax, v_head_dim, item.acc + at * v_head_dim);
+        }
+    }
+}
+
+void save_states(const PrefillItem& item) {
+    const PrefillCall& call = *item.call;
+    const uint32_t v_head_dim = call.in->kv.format.v_head_dim;
+    for (uint32_t index = 0; index < item.row_tile_count; ++index) {
+        const RowSpan span = call.rows_of(item.row_tile(index));
+        for (uint32_t r = 0; r < span.count; ++r) {
+            const size_t at = size_t{index} * kRowTile + r;
+            float* state = call.part_state(item.part, item.kv_head, span.first + r);
+            state[0] = item.max[at];
+            std::copy_n(item.sum + at * kLanesMax, kLanesMax, state + 1);
+            std::copy_n(item.acc + at * v_head_dim, v_head_dim, state + 1 + kLanesMax);
+        }
+    }
 }
 
 void store_results(const PrefillItem& item) {
@@ -158,9 +193,17 @@ void prefill(const PrefillInput& in, const PrefillOutput& out, void* workspace,
     call.layout = lay_out_prefill(in.kv.format, call.plan.tiles_per_group(), threads,
                                   call.plan.part_count, call.plan.row_count);
     call.workspace = static_cast<float*>(workspace);
+    call.states = call.workspace + call.layout.parts;
+    call.state_floats = in.kv.format.v_head_dim + 2U;
+    if (call.plan.item_count() == 0) return;
+    if (!call.plan.is_whole()) {
+        SHOAL_ASSERT(out.state != nullptr);
+        call.states = static_cast<float*>(out.state);
+        call.state_floats = pass_state_floats(in.kv.format.v_head_dim);
+    }
     SHOAL_ASSERT(call.plan.tiles_per_group() <= kGroupTilesMax);
-    executor.run(executor.self, call.plan.item_count, run_item, &call);
-    if (call.plan.part_count == 1) return;
+    executor.run(executor.self, call.plan.item_count(), run_item, &call);
+    if (call.plan.part_count == 1 || !call.plan.ends) return;
     executor.run(executor.self, in.kv.format.kv_head_count, run_merge, &call);
 }
 

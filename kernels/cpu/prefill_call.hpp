@@ -20,13 +20,16 @@ struct PrefillCall {
     PrefillPlan plan;
     PrefillLayout layout;
     float* workspace = nullptr;
+    float* states = nullptr;      // of rows, [part_count][kv_head_count][row_count]
+    uint32_t state_floats = 0;    // of one row in one part
 
     RowSpan rows_of(uint32_t row_tile) const;
     // Query of row `r` of a span, counted from the span's first query.
     uint32_t query_of(const RowSpan& span, uint32_t r) const {
         return (span.first + r) / in->q_per_kv - span.query_first;
     }
-    // State of a row in one part of the slots: max, sum, out. [v_head_dim + 2]
+    // State of a row in one part of the slots: max, sum, out once the part is done; before, what
+    // save_states() leaves there.
     float* part_state(uint32_t part, uint32_t kv_head, uint32_t row) const;
 };
 
@@ -38,8 +41,10 @@ struct PrefillItem {
     uint32_t group = 0;
     uint32_t part = 0;
     uint32_t row_tile_count = 0;
-    uint32_t slot_begin = 0;  // multiple of kSlotTile
+    uint32_t slot_begin = 0;  // of the part and in the pass; multiple of kSlotTile
     uint32_t slot_end = 0;
+    bool begins = false;      // the part begins in this pass, else its rows have states
+    bool ends = false;        // the part ends in it, else they are left with states
     float* q = nullptr;
     float* acc = nullptr;
     float* max = nullptr;
@@ -53,11 +58,15 @@ struct PrefillItem {
     }
 };
 
+// The `index`-th item of the pass.
 PrefillItem make_prefill_item(const PrefillCall& call, uint32_t index, uint32_t worker);
 
-// Queries times scale * log2(e), and the empty state. Padding rows are zero.
+// Queries times scale * log2(e). Padding rows are zero.
 void load_queries(const PrefillItem& item);
-
+// The empty state in every row, or what an earlier pass left.
+void start_states(const PrefillItem& item);
+// What the next pass goes on from.
+void save_states(const PrefillItem& item);
 // Finished rows to the output, or to the part's states when the slots are split.
 void store_results(const PrefillItem& item);
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "shoal/status.hpp"
+
 namespace shoal::kernels::cpu {
 namespace {
 
@@ -30,6 +32,26 @@ uint32_t choose_row_groups(uint32_t row_tiles, uint32_t groups_min, uint32_t ite
     return best;
 }
 
+// Where nothing is visible, every pass is the whole call, and writes zeros.
+void plan_pass(const SlotRange& pass, PrefillPlan& plan) {
+    plan.pass = {plan.slot_begin, plan.slot_end};
+    plan.parts = {0, plan.part_count};
+    plan.begins = true;
+    plan.ends = true;
+    if (plan.slot_end == 0) return;
+    SHOAL_ASSERT(pass.begin % kSlotTile == 0);
+    SHOAL_ASSERT(pass.end % kSlotTile == 0 || pass.end >= plan.slot_end);
+    plan.begins = pass.begin <= plan.slot_begin;
+    plan.ends = pass.end >= plan.slot_end;
+    plan.pass = {std::max(pass.begin, plan.slot_begin), std::min(pass.end, plan.slot_end)};
+    if (plan.pass.begin >= plan.pass.end) {
+        plan.parts = {0, 0};
+        return;
+    }
+    plan.parts = {(plan.pass.begin - plan.slot_begin) / plan.part_slots,
+                  divide_up(plan.pass.end - plan.slot_begin, plan.part_slots)};
+}
+
 }  // namespace
 
 PrefillPlan plan_prefill(const PrefillInput& in, uint32_t thread_count) {
@@ -56,7 +78,8 @@ PrefillPlan plan_prefill(const PrefillInput& in, uint32_t thread_count) {
     const uint32_t groups_min = divide_up(plan.row_tile_count, tiles_per_group_max(in.kv.format));
     plan.row_groups =
         choose_row_groups(plan.row_tile_count, groups_min, items_per_group, thread_count);
-    plan.item_count = items_per_group * plan.row_groups;
+    plan.items_per_part = in.kv.format.kv_head_count * plan.row_groups;
+    plan_pass(in.pass, plan);
     return plan;
 }
 
@@ -140,6 +163,18 @@ size_t prefill_workspace_bytes(const PieceFormat& format, uint32_t q_per_kv,
     return sizeof(float) * cpu::lay_out_prefill(format, tiles, thread_count,
                                                 cpu::kPrefillPartsMax, rows_split)
                                .total_floats;
+}
+
+// A row takes a float per lane and dimension, once or once per part; in ref, a double per
+// dimension.
+size_t prefill_state_bytes(const PieceFormat& format, uint32_t q_per_kv,
+                           uint32_t query_count_max) {
+    const size_t rows = size_t{query_count_max} * q_per_kv;
+    const size_t rows_split = std::min<size_t>(rows, cpu::kPrefillSplitRowsMax);
+    const size_t states = std::max(rows, rows_split * cpu::kPrefillPartsMax);
+    const size_t cpu_bytes = states * cpu::pass_state_floats(format.v_head_dim) * sizeof(float);
+    const size_t ref_bytes = rows * (format.v_head_dim + 2U) * sizeof(double);
+    return format.kv_head_count * std::max(cpu_bytes, ref_bytes);
 }
 
 }  // namespace shoal::kernels

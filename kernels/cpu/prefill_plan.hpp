@@ -32,8 +32,15 @@ struct PrefillPlan {
     uint32_t slot_end = 0;       // after the last slot that any query sees
     uint32_t part_slots = 0;     // multiple of kSlotTile; depends on the call, not on threads
     uint32_t part_count = 0;
-    uint32_t item_count = 0;     // kv_head_count * row_groups * part_count
+    uint32_t items_per_part = 0; // kv_head_count * row_groups
+    // What of it the pass of this call does; all else above is the same in every pass.
+    SlotRange pass;              // slots that are visible and in the pass, or none
+    SlotRange parts;             // parts that the pass touches
+    bool begins = false;         // no earlier pass saw anything
+    bool ends = false;           // no later pass will
 
+    uint32_t item_count() const { return items_per_part * (parts.end - parts.begin); }
+    bool is_whole() const { return begins && ends; }
     uint32_t tiles_per_group() const { return (row_tile_count + row_groups - 1) / row_groups; }
 };
 
@@ -69,10 +76,13 @@ struct PrefillLayout {
     size_t scores = 0;   // [kRowTile, kSlotTile]
     size_t worker_floats = 0;
     // After the workers: states of all parts, [part_count][kv_head_count][row_count] of
-    // v_head_dim + 2 floats; none when the slots are not split.
+    // v_head_dim + 2 floats; none when the slots are not split. A call in passes has them in
+    // PrefillOutput::state instead, wider.
     size_t parts = 0;
     size_t total_floats = 0;
 };
+// Floats of a row's state between passes: max, one sum per lane, acc.
+constexpr uint32_t pass_state_floats(uint32_t v_head_dim) { return 1 + kLanesMax + v_head_dim; }
 PrefillLayout lay_out_prefill(const PieceFormat& format, uint32_t tiles_per_group,
                               uint32_t thread_count, uint32_t part_count, uint32_t row_count);
 

@@ -13,9 +13,11 @@
 #include "runtime/tool/exports.hpp"
 #include "runtime/tool/generate.hpp"
 #include "runtime/tool/options.hpp"
+#include "runtime/tool/output_file.hpp"
 #include "runtime/tool/process_memory.hpp"
 #include "runtime/tool/report.hpp"
 #include "runtime/tool/sampling.hpp"
+#include "runtime/tool/saved_kv.hpp"
 #include "runtime/tool/table.hpp"
 #include "runtime/tool/terminal.hpp"
 #include "runtime/tool/utf8.hpp"
@@ -31,6 +33,7 @@ struct RunFlags {
     ExportFlags exports;
     std::string prompt;
     std::string file;
+    SavedKvFlags kv;
     int64_t tokens = 128;
     bool chat = false;
     bool ignore_eos = false;
@@ -40,6 +43,7 @@ struct RunFlags {
 struct Outcome {
     std::vector<llama_token> prompt;
     PrefillTiming prefill;
+    SavedKvTiming kv;
     Generation generation;
     uint64_t context_bytes = 0;
     uint64_t resident_bytes = 0;  // of the process, weights included, at its end
@@ -62,9 +66,9 @@ Result<std::string> prompt_text(const RunFlags& flags) {
     }
     if (!text.empty() && !flags.prompt.empty()) text += "\n\n";
     text += flags.prompt;
-    if (text.empty()) {
+    if (text.empty() && (flags.kv.load.empty() || !flags.file.empty())) {
         return input_error(flags.file.empty()
-                               ? "the prompt is empty: give -p TEXT or -f FILE"
+                               ? "the prompt is empty: give -p TEXT, -f FILE or --load-kv FILE"
                                : fmt::format("-f {}: the file is empty", flags.file));
     }
     return text;
@@ -106,6 +110,34 @@ Status check_fits(const Prepared& prepared, uint32_t tokens) {
     return check_memory(*plan, prepared.engine.model, tokens);
 }
 
+// The tokens of the file, if any (filled in when it is read), then those of the text.
+Status tokenize_prompt(const Engine& engine, const RunFlags& flags, const std::string& given,
+                       Outcome& out) {
+    if (!flags.kv.load.empty()) {
+        out.prompt.resize(out.kv.loaded_tokens);
+        const std::vector<llama_token> more = engine.tokenize_more(given);
+        out.prompt.insert(out.prompt.end(), more.begin(), more.end());
+        return Status::ok();
+    }
+    Result<std::string> text = flags.chat ? chat_text(engine, given) : Result<std::string>(given);
+    if (!text) return text.status();
+    out.prompt = engine.tokenize(*text, flags.chat);
+    return out.prompt.empty() ? input_error("the prompt is empty: it holds no token")
+                              : Status::ok();
+}
+
+// Reads the file, then the prompt, then saves both, as the flags want it.
+Status fill_context(Engine& engine, const RunFlags& flags, Outcome& out) {
+    const std::span<llama_token> prompt(out.prompt);
+    SHOAL_TRY(load_kv(engine, flags.kv, prompt.first(out.kv.loaded_tokens), out.kv));
+    const std::span<const llama_token> more = prompt.subspan(out.kv.loaded_tokens);
+    if (!more.empty()) {
+        out.kv.logits.clear();
+        SHOAL_TRY(read_prompt(engine, more, "reading the prompt", out.prefill));
+    }
+    return save_kv(engine, flags.kv, prompt, out.kv);
+}
+
 Status generate_all(const RunFlags& flags, const Prepared& prepared, const std::string& given,
                     Outcome& out) {
     Exports exports(flags.exports);
@@ -113,10 +145,7 @@ Status generate_all(const RunFlags& flags, const Prepared& prepared, const std::
     Result<std::unique_ptr<Engine>> loaded = Engine::load(EngineKind::shoal, prepared.engine);
     if (!loaded) return loaded.status();
     Engine& engine = **loaded;
-    Result<std::string> text = flags.chat ? chat_text(engine, given) : Result<std::string>(given);
-    if (!text) return text.status();
-    out.prompt = engine.tokenize(*text, flags.chat);
-    if (out.prompt.empty()) return input_error("the prompt is empty: it holds no token");
+    SHOAL_TRY(tokenize_prompt(engine, flags, given, out));
     const auto limit = static_cast<uint32_t>(flags.tokens);
     const Result<uint32_t> context = context_tokens(prepared.engine, out.prompt.size(), limit);
     if (!context) return context.status();
@@ -124,7 +153,7 @@ Status generate_all(const RunFlags& flags, const Prepared& prepared, const std::
     const uint64_t before = resident_anonymous_bytes();
     SHOAL_TRY(engine.make_context(*context));
     SHOAL_TRY(exports.attach(engine));
-    const Status read = read_prompt(engine, out.prompt, "reading the prompt", out.prefill);
+    const Status read = fill_context(engine, flags, out);
     out.stats = engine.plugin().stats();
     out.stats_json = engine.plugin().stats_json();
     if (!read.is_ok()) {
@@ -139,7 +168,7 @@ Status generate_all(const RunFlags& flags, const Prepared& prepared, const std::
     }
     out.generation = generate(engine, sampler.get(),
                               {.tokens_max = limit, .ignore_eos = flags.ignore_eos,
-                               .stream = !flags.common.json});
+                               .logits = out.kv.logits, .stream = !flags.common.json});
     out.context_bytes = resident_anonymous_bytes() - before;
     out.resident_bytes = resident_bytes();
     out.stats = engine.plugin().stats();
@@ -160,8 +189,16 @@ std::string summary_text(const Prepared& prepared, const Outcome& out) {
     const Generation& generation = out.generation;
     const ModelFile& model = prepared.engine.model;
     Table table({"", "", ""});
+    if (out.kv.loaded_tokens > 0) {
+        table.add({"loaded", fmt::format("{} tokens", grouped(out.kv.loaded_tokens)),
+                   seconds_text(out.kv.loaded_bytes, out.kv.load_seconds)});
+    }
     table.add({"prompt", fmt::format("{} tokens", grouped(out.prefill.tokens)),
                fmt::format("{:.0f} tokens/s", out.prefill.tokens_per_second())});
+    if (out.kv.saved_bytes > 0) {
+        table.add({"saved", fmt::format("{} tokens", grouped(out.prompt.size())),
+                   seconds_text(out.kv.saved_bytes, out.kv.save_seconds)});
+    }
     if (!generation.cost.ms.empty()) {
         const double ms = median(generation.cost.ms);
         table.add({"continuation", fmt::format("{} tokens", generation.tokens.size()),
@@ -200,12 +237,26 @@ nlohmann::ordered_json run_json(const Prepared& prepared, const Outcome& out) {
     json["prefill"] = {{"tokens", out.prefill.tokens},
                        {"seconds", out.prefill.seconds},
                        {"tokens_per_second", out.prefill.tokens_per_second()}};
+    json["kv_files"] = saved_kv_json(out.kv);
     json["decode"] = cost_json(out.generation.cost);
     json["context_bytes"] = out.context_bytes;
     json["resident_bytes"] = out.resident_bytes;
     json["stats"] = nlohmann::ordered_json::parse(out.stats_json, nullptr, false);
     if (out.compared) json["compare"] = comparison_json(out.comparison);
     return json;
+}
+
+Status check_saved_kv(const RunFlags& flags, const Prepared& prepared, SavedKvTiming& kv) {
+    const OutputFile files[] = {{"--report", flags.common.report, kReportBeginning},
+                                {"--metrics", flags.exports.metrics, kMetricsBeginning},
+                                {"--trace", flags.exports.trace, kTraceBeginning},
+                                {"--save-kv", flags.kv.save, kSavedBeginning}};
+    SHOAL_TRY(check_outputs(files));
+    if (!flags.kv.load.empty() && (flags.chat || flags.compare)) {
+        return input_error(fmt::format("--load-kv: not with {}",
+                                       flags.chat ? "--chat" : "--compare"));
+    }
+    return check_kv_files(flags.kv, prepared.engine, kv);
 }
 
 int run_command(const RunFlags& flags) {
@@ -223,6 +274,7 @@ int run_command(const RunFlags& flags) {
         if (!fits.is_ok()) return report_error(fits);
     }
     Outcome out;
+    SHOAL_TOOL_TRY(check_saved_kv(flags, *prepared, out.kv));
     const Status status = generate_all(flags, *prepared, *text, out);
     if (!status.is_ok()) return report_error(status);
     if (!flags.common.json) {
@@ -248,6 +300,7 @@ void add_run(CLI::App& app, Action& action) {
     command->add_flag("--ignore-eos", flags->ignore_eos, "go on after the end of the text");
     command->add_flag("--compare", flags->compare,
                       "do the same with stock llama.cpp and print both side by side");
+    add_saved_kv_flags(*command, flags->kv);
     add_sampling_flags(*command, flags->sampling);
     add_output_flags(*command, flags->common);
     add_metrics_flag(*command, flags->exports);

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "runtime/clock.hpp"
+#include "runtime/engines/llama_cpp/shoal_llama_host.h"
 #include "runtime/tool/engine_log.hpp"
 #include "runtime/tool/exit.hpp"
 #include "runtime/tool/terminal.hpp"
@@ -146,6 +147,24 @@ std::span<const float> Engine::logits() const {
     return {llama_get_logits_ith(context_.get(), -1), vocab_size()};
 }
 
+Status Engine::save_kv(const std::string& path, std::span<const llama_token> tokens,
+                       std::span<const float> logits) const {
+    const char* error = shoal_llama_save_sequence(context(), path.c_str(), tokens.data(),
+                                                  tokens.size(), logits.data());
+    return error == nullptr ? Status::ok() : input_error(fmt::format("--save-kv: {}", error));
+}
+
+Status Engine::load_kv(const std::string& path, std::span<llama_token> tokens,
+                       std::vector<float>& logits) const {
+    logits.resize(vocab_size());
+    size_t count = 0;
+    const char* error = shoal_llama_load_sequence(context(), path.c_str(), tokens.data(),
+                                                  tokens.size(), &count, logits.data());
+    if (error != nullptr) return input_error(fmt::format("--load-kv: {}", error));
+    if (count == tokens.size()) return Status::ok();
+    return input_error(fmt::format("--load-kv {}: changed while it was read", path));
+}
+
 Status Engine::truncate(uint32_t position) {
     const bool removed = llama_memory_seq_rm(llama_get_memory(context_.get()), 0,
                                              static_cast<llama_pos>(position), -1);
@@ -163,6 +182,14 @@ std::vector<llama_token> Engine::tokenize(const std::string& text, bool special)
     const int32_t count = -llama_tokenize(vocab(), text.data(), length, nullptr, 0, true, special);
     std::vector<llama_token> tokens(static_cast<size_t>(std::max(0, count)));
     llama_tokenize(vocab(), text.data(), length, tokens.data(), count, true, special);
+    return tokens;
+}
+
+std::vector<llama_token> Engine::tokenize_more(const std::string& text) const {
+    const auto length = static_cast<int32_t>(text.size());
+    const int32_t count = -llama_tokenize(vocab(), text.data(), length, nullptr, 0, false, false);
+    std::vector<llama_token> tokens(static_cast<size_t>(std::max(0, count)));
+    llama_tokenize(vocab(), text.data(), length, tokens.data(), count, false, false);
     return tokens;
 }
 

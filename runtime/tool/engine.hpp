@@ -82,11 +82,19 @@ public:
         bool is_prefill = false;
     };
     void watch(std::function<void(const Work&)> watcher) { watcher_ = std::move(watcher); }
+    // Saves the sequence that the context holds, `tokens`, with the logits of the next token.
+    Status save_kv(const std::string& path, std::span<const llama_token> tokens,
+                   std::span<const float> logits) const;
+    // Fills the empty context from a file; `tokens` has room for what the file holds.
+    Status load_kv(const std::string& path, std::span<llama_token> tokens,
+                   std::vector<float>& logits) const;
     // Forgets the tokens from `position` on.
     Status truncate(uint32_t position);
     uint32_t depth() const;
 
     std::vector<llama_token> tokenize(const std::string& text, bool special) const;
+    // The tokens of a text that goes on after others.
+    std::vector<llama_token> tokenize_more(const std::string& text) const;
     std::string piece(llama_token token) const;
 
 private:

@@ -7,6 +7,7 @@
 
 #include "offload/memory_limits.hpp"
 #include "runtime/tool/exit.hpp"
+#include "runtime/tool/sampling.hpp"
 #include "runtime/tool/table.hpp"
 #include "runtime/tool/terminal.hpp"
 
@@ -83,7 +84,9 @@ Generation generate(Engine& engine, llama_sampler* sampler, const GenerateOption
                 result.status = interrupted_status();
                 break;
             }
-            const llama_token token = llama_sampler_sample(sampler, engine.context(), -1);
+            const llama_token token = result.tokens.empty() && !options.logits.empty()
+                                          ? sample_from(sampler, options.logits)
+                                          : llama_sampler_sample(sampler, engine.context(), -1);
             if (llama_vocab_is_eog(engine.vocab(), token) && !options.ignore_eos) {
                 result.end_of_text = true;
                 break;

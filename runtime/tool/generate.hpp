@@ -60,6 +60,7 @@ struct Generation {
 struct GenerateOptions {
     uint32_t tokens_max = 0;
     bool ignore_eos = false;
+    std::span<const float> logits;    // of the first token; empty: the context has them
     bool stream = true;               // write each piece to stdout as it comes
 };
 

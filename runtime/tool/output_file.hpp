@@ -18,6 +18,7 @@ inline constexpr std::string_view kReportBeginning = "{\n  \"command\": \"";
 inline constexpr std::string_view kMetricsBeginning = "# TYPE shoal_build info\n";
 inline constexpr std::string_view kTraceBeginning =
     "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[";
+inline constexpr std::string_view kSavedBeginning = "SHOALSEQ";
 inline constexpr std::string_view kProfileBeginning = "{\n\"format\": \"shoal-profile\",";
 
 // Refuses what cannot be written, a file named twice, and one that is there, is not empty and does

@@ -61,4 +61,17 @@ SamplerPtr make_sampler(const SamplingFlags& flags) {
     return chain;
 }
 
+llama_token sample_from(llama_sampler* sampler, std::span<const float> logits) {
+    std::vector<llama_token_data> candidates;
+    candidates.reserve(logits.size());
+    for (size_t i = 0; i < logits.size(); ++i) {
+        candidates.push_back({static_cast<llama_token>(i), logits[i], 0.0F});
+    }
+    llama_token_data_array all = {candidates.data(), candidates.size(), -1, false};
+    llama_sampler_apply(sampler, &all);
+    const llama_token token = all.data[all.selected].id;
+    llama_sampler_accept(sampler, token);
+    return token;
+}
+
 }  // namespace shoal::tool

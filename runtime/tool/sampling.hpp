@@ -21,4 +21,7 @@ void add_sampling_flags(CLI::App& command, SamplingFlags& flags);
 Status check_sampling(const SamplingFlags& flags);
 SamplerPtr make_sampler(const SamplingFlags& flags);
 
+// As llama_sampler_sample, from these logits. [tokens of the vocabulary]
+llama_token sample_from(llama_sampler* sampler, std::span<const float> logits);
+
 }  // namespace shoal::tool

@@ -222,6 +222,140 @@ TEST_P(PrefillBackendTest, ThreadCountDoesNotChangeABit) {
     }
 }
 
+// Where the slots are cut into passes.
+enum class Cuts {
+    every_tile,    // a pass of 128 slots after another
+    uneven,        // passes of 128, 256, ... 640 slots
+    middle,        // once
+    part_ends,     // every 1,024 slots from the first visible tile on
+    spare_passes,  // the first and the last pass see nothing
+};
+
+std::vector<uint32_t> pass_ends(const PrefillFixture& f, Cuts cuts) {
+    uint32_t first = f.rows.slot_count();
+    for (const SlotRange& range : f.ranges) first = std::min(first, range.begin);
+    first = first / kSpanSlots * kSpanSlots;
+    const uint32_t last = f.rows.slot_count();
+    std::vector<uint32_t> ends{cuts == Cuts::part_ends ? first : 0};
+    if (cuts == Cuts::middle) ends.push_back(last / 2 / kSpanSlots * kSpanSlots);
+    if (cuts == Cuts::spare_passes && first > 0) ends.push_back(first);
+    for (uint32_t i = 0; cuts == Cuts::every_tile || cuts == Cuts::uneven ||
+                         cuts == Cuts::part_ends; ++i) {
+        const uint32_t slots = cuts == Cuts::every_tile ? kSpanSlots
+                               : cuts == Cuts::uneven   ? (i % 5 + 1) * kSpanSlots
+                                                        : 1024;
+        if (ends.back() + slots >= last) break;
+        ends.push_back(ends.back() + slots);
+    }
+    ends.push_back(last);
+    if (cuts != Cuts::spare_passes) return ends;
+    ends.back() = (last + kSpanSlots - 1) / kSpanSlots * kSpanSlots;
+    ends.push_back(UINT32_MAX);
+    return ends;
+}
+
+// What lies where a pass must not look.
+enum class Elsewhere { null_blocks, nan_rows };
+
+// The rows of one pass; those of all other slots are NaN, blocks without any may be null.
+struct PassRows {
+    PassRows(const TestRows& all, const SlotRange& pass, Elsewhere elsewhere)
+        : rows(all.view().format, all.slot_count(), all.view().block_tokens_log2) {
+        const KvView& from = all.view();
+        const uint32_t end = std::min(pass.end, all.slot_count());
+        for (uint32_t slot = pass.begin; slot < end; ++slot) {
+            std::memcpy(rows.view().piece(slot), from.piece(slot),
+                        from.format.piece_stride_bytes);
+        }
+        const uint32_t block_tokens = 1U << from.block_tokens_log2;
+        for (uint32_t slot = 0, b = 0; slot < all.slot_count(); slot += block_tokens, ++b) {
+            const bool touched = slot < pass.end && slot + block_tokens > pass.begin;
+            const bool kept = touched || elsewhere == Elsewhere::nan_rows;
+            blocks.push_back(kept ? rows.view().blocks[b] : nullptr);
+        }
+        view = KvView{from.format, blocks.data(), from.block_tokens_log2};
+    }
+    TestRows rows;
+    std::vector<std::byte*> blocks;
+    KvView view;
+};
+
+// As run_prefill, in passes, each with other threads and a workspace of its own.
+PrefillResult run_passes(const Backend& backend, const PrefillFixture& f,
+                         const std::vector<uint32_t>& ends, Elsewhere elsewhere) {
+    const size_t out_floats = f.in.query_count * f.heads * f.head_stride;
+    Guarded<float> out(out_floats, 0);
+    Guarded<float> lse(size_t{f.in.query_count} * f.heads);
+    Guarded<std::byte> state(
+        prefill_state_bytes(f.in.kv.format, f.in.q_per_kv, f.in.query_count));
+    for (size_t pass = 0; pass + 1 < ends.size(); ++pass) {
+        const auto threads = static_cast<uint32_t>(pass % 3 + 1);
+        Guarded<std::byte> workspace(prefill_workspace_bytes(f.in.kv.format, f.in.q_per_kv,
+                                                             f.in.query_count, threads));
+        TestExecutor executor(threads);
+        PrefillInput in = f.in;
+        in.pass = {ends[pass], ends[pass + 1]};
+        const PassRows rows(f.rows, in.pass, elsewhere);
+        in.kv = rows.view;
+        backend.prefill(in,
+                        {out.data(), f.heads * f.head_stride, f.head_stride, lse.data(),
+                         state.data()},
+                        workspace.data(), executor.get());
+        EXPECT_TRUE(workspace.intact());
+        EXPECT_TRUE(state.intact());
+    }
+    EXPECT_TRUE(out.intact());
+    EXPECT_TRUE(lse.intact());
+    return {{out.data(), out.data() + out_floats},
+            {lse.data(), lse.data() + size_t{f.in.query_count} * f.heads}};
+}
+
+std::vector<PrefillCase> pass_cases() {
+    std::vector<PrefillCase> cases{{.queries = 150, .past = 300},
+                                   {.queries = 1, .past = 127},
+                                   {.queries = 5, .past = 3000, .kv_heads = 1},
+                                   {.queries = 2, .past = 9000, .kv_heads = 1},
+                                   {.queries = 600, .past = 70, .kv_heads = 1, .q_per_kv = 4,
+                                    .k_dim = 32, .v_dim = 32}};
+    for (Ranges ranges : {Ranges::everything, Ranges::window, Ranges::two_stores, Ranges::holes,
+                          Ranges::ragged, Ranges::some_nothing, Ranges::nothing}) {
+        cases.push_back({.queries = 3, .past = 1300, .ranges = ranges});
+        cases.push_back({.queries = 80, .past = 500, .ranges = ranges, .kv_heads = 1});
+    }
+    for (uint32_t q_per_kv : {1, 2, 5, 16}) {
+        cases.push_back({.queries = 20, .past = 300, .kv_heads = 1, .q_per_kv = q_per_kv});
+    }
+    for (DType dtype : {DType::f16, DType::bf16, DType::f32}) {
+        cases.push_back({.queries = 20, .past = 300, .k_dim = 48, .v_dim = 112, .k = dtype,
+                         .v = dtype});
+    }
+    for (uint32_t log2 : {0, 7, 9}) {
+        cases.push_back({.queries = 20, .past = 900, .block_log2 = log2});
+    }
+    cases.push_back({.queries = 20, .past = 300, .padding = 3});
+    return cases;
+}
+
+TEST_P(PrefillBackendTest, PassesDoNotChangeABit) {
+    const TargetScope scope(GetParam());
+    for (const PrefillCase& c : pass_cases()) {
+        const PrefillFixture f(c);
+        const PrefillResult whole = run_prefill(*GetParam().backend, f, 2);
+        for (const auto& [cuts, elsewhere] :
+             {std::pair{Cuts::every_tile, Elsewhere::null_blocks},
+              std::pair{Cuts::uneven, Elsewhere::nan_rows},
+              std::pair{Cuts::uneven, Elsewhere::null_blocks},
+              std::pair{Cuts::middle, Elsewhere::null_blocks},
+              std::pair{Cuts::part_ends, Elsewhere::null_blocks},
+              std::pair{Cuts::spare_passes, Elsewhere::null_blocks}}) {
+            const PrefillResult cut =
+                run_passes(*GetParam().backend, f, pass_ends(f, cuts), elsewhere);
+            EXPECT_EQ(whole.out, cut.out) << c << ", cuts " << static_cast<int>(cuts);
+            EXPECT_EQ(whole.lse, cut.lse) << c << ", cuts " << static_cast<int>(cuts);
+        }
+    }
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, PrefillBackendTest, ::testing::ValuesIn(all_backends()),
                          [](const auto& instance) { return case_name(instance.param); });
 

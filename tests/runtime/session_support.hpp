@@ -91,6 +91,15 @@ public:
     StoreId store() const { return store_; }
     uint32_t token_count() const { return token_count_; }
 
+    // Goes on where `other` stands, in a store of this session that holds the same tokens.
+    void continue_from(const Driver& other, StoreId store) {
+        store_ = store;
+        token_count_ = other.token_count_;
+        rows_ = other.rows_;
+        k_ = other.k_;
+        v_ = other.v_;
+    }
+
     void truncate(uint32_t token_count) {
         EXPECT_TRUE(session_->truncate(store_, token_count));
         token_count_ = token_count;

@@ -97,6 +97,7 @@ Status KvCache::read_run(const KvTensor& tensor, std::byte* data) {
 Status KvCache::write_bytes(const KvTensor& tensor, size_t offset, const std::byte* data,
                             size_t size) {
     if (!has_session()) return no_session();
+    if (is_loading_) return skip_loaded(tensor, offset, size);
     abandon_step();
     row_.resize(tensor.row_bytes());
     return for_each_run(

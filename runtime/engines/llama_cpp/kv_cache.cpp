@@ -341,6 +341,7 @@ Status KvCache::clear() {
     if (!has_session()) return Status::ok();
     abandon_step();
     notes_.clear();
+    is_loading_ = false;
     for (const StoreId store : stores_) SHOAL_TRY(session_->clear(store));
     return Status::ok();
 }

@@ -67,6 +67,16 @@ public:
     // states. Ranges need not be whole rows.
     Status write_bytes(const KvTensor& tensor, size_t offset, const std::byte* data, size_t size);
     Status read_bytes(const KvTensor& tensor, size_t offset, std::byte* data, size_t size);
+    // Saves the one stream of a context with one cache to a file. `notes`: of its tokens.
+    Status save(const std::string& path, const SequenceNotes& notes);
+    // Fills the one stream, empty so far, from a file. The engine then restores a state that says
+    // which cells hold tokens: what it writes as rows until finish_load() is taken to be the rows
+    // that are here, and not read. finish_load() fails, and forgets them, when the engine did not
+    // put them in the first cells of every layer.
+    Status load(const std::string& path, SequenceNotes& notes);
+    Status finish_load();
+    // Types and row sizes of the tensors, in the order in which the engine's states have them.
+    std::vector<const KvTensor*> tensors_in_state_order() const;
     // Copies a whole stream of a tensor into another of the same tensor, both given as views. False
     // when `from` and `to` are anything else: nothing was done.
     bool copy_stream(const ggml_tensor& from, const ggml_tensor& to, Status& status);
@@ -127,6 +137,9 @@ private:
     bool leads_notes(const KvTensor& tensor) const;
     Status put_run(const KvTensor& tensor, const std::byte* data);
     Status read_run(const KvTensor& tensor, std::byte* data);
+    Status check_one_stream(const char* what) const;
+    Status fill_store(const std::string& path, SequenceNotes& notes);
+    Status skip_loaded(const KvTensor& tensor, size_t offset, size_t size);
     Status rotate_stream(const ggml_tensor& op, const KvTensor& tensor, uint32_t stream);
     Status rotate_run(const ggml_tensor& op, const KvTensor& tensor);
     LayerShape shape_of(uint32_t layer) const { return *layers_[layer].shape; }
@@ -168,6 +181,11 @@ private:
     std::vector<uint32_t> mask_query_offsets_;
 
     BatchNotes notes_;
+
+    // Between load() and finish_load().
+    bool is_loading_ = false;
+    size_t loaded_tokens_ = 0;
+    size_t tensors_restored_ = 0;
 
     std::vector<std::byte> row_;         // one row, for partial writes and reads
     uint32_t run_stream_ = 0;

@@ -114,6 +114,36 @@ typedef struct shoal_llama_row {
 SHOAL_LLAMA_API int64_t shoal_llama_attended_rows(uint32_t layer, uint32_t query, uint32_t kv_head,
                                                   shoal_llama_row* rows, size_t capacity);
 
+/* Writes what the live session holds to a file that any context of the same model and cache types
+ * can load, whatever its configuration and length: for contexts with one sequence, whose tokens
+ * these are, from position 0 on. `positions`: of each token. `logits`: of the next token, or NULL.
+ * `path` holds the old file or the whole new one, whatever happens.
+ * shoal_llama_save_sequence (shoal_llama_host.h) checks more. */
+SHOAL_LLAMA_API const char* shoal_llama_save_rows(const char* path, const int32_t* tokens,
+                                             const int32_t* positions, size_t token_count,
+                                             const float* logits, size_t logit_count);
+
+/* Fills the live session, empty so far, from a file. llama.cpp must be told which of its cells hold
+ * tokens: by a state of one sequence with these tokens in its cells, of whose rows nothing is read,
+ * then shoal_llama_load_rows_done. shoal_llama_load_sequence (shoal_llama_host.h) does both. A file
+ * that is refused leaves everything as it was. The arrays are valid until
+ * shoal_llama_load_rows_done. */
+typedef struct shoal_llama_state_tensor {
+    int32_t type; /* ggml_type */
+    uint64_t row_bytes;
+} shoal_llama_state_tensor;
+typedef struct shoal_llama_saved {
+    size_t token_count;
+    const int32_t* tokens; /* NULL: not known */
+    const int32_t* positions;
+    size_t logit_count; /* 0: none */
+    const float* logits;
+    size_t tensor_count; /* K of all layers, then V of all layers */
+    const shoal_llama_state_tensor* tensors;
+} shoal_llama_saved;
+SHOAL_LLAMA_API const char* shoal_llama_load_rows(const char* path, shoal_llama_saved* saved);
+SHOAL_LLAMA_API const char* shoal_llama_load_rows_done(void);
+
 /* For tests only. Not 0: attention of every context is handed to ggml's own CPU kernel, over rows
  * read back out of Shoal. Slow; exists to show that the rows are the ones stock llama.cpp holds. */
 SHOAL_LLAMA_API void shoal_llama_set_delegate(int on);
@@ -142,6 +172,11 @@ typedef const char* (*shoal_llama_note_tokens_t)(const int32_t* tokens, const in
                                                  const int32_t* sequences, size_t count);
 typedef int64_t (*shoal_llama_attended_rows_t)(uint32_t layer, uint32_t query, uint32_t kv_head,
                                                shoal_llama_row* rows, size_t capacity);
+typedef const char* (*shoal_llama_save_rows_t)(const char* path, const int32_t* tokens,
+                                          const int32_t* positions, size_t token_count,
+                                          const float* logits, size_t logit_count);
+typedef const char* (*shoal_llama_load_rows_t)(const char* path, shoal_llama_saved* saved);
+typedef const char* (*shoal_llama_load_rows_done_t)(void);
 typedef void (*shoal_llama_set_delegate_t)(int on);
 typedef const char* (*shoal_llama_last_error_t)(void);
 

@@ -69,6 +69,27 @@ SHOAL_LLAMA_API const char* shoal_llama_preflight(const char* model_path,
 SHOAL_LLAMA_API const char* shoal_llama_note_batch(struct llama_context* context,
                                                    const struct llama_batch* batch);
 
+/* Saves sequence 0 of a context that holds nothing else: tokens [0, token_count), which are all of
+ * its tokens, their positions counting from 0. `logits`: those of the next token,
+ * llama_get_logits_ith(context, -1), so that whoever loads the file can go on without decoding
+ * anything; or NULL. The file serves every context of the same model and cache types, whatever its
+ * length and Shoal's configuration. `path` holds the old file or the whole new one, whatever
+ * happens, with mode 0600. The context made last. Models with a sliding window are refused: they
+ * have two caches. */
+SHOAL_LLAMA_API const char* shoal_llama_save_sequence(struct llama_context* context,
+                                                      const char* path, const llama_token* tokens,
+                                                      size_t token_count, const float* logits);
+
+/* Makes a saved sequence sequence 0 of a context that holds nothing yet, in Shoal and in llama.cpp:
+ * decoding goes on at position *token_count. Its rows take no memory beside Shoal's own. Copies at
+ * most `capacity` tokens (NULL: none) and, when `logits` is not NULL, one float per token of the
+ * vocabulary; a file without them is refused then. A refused file leaves the context as it was:
+ * empty. The context made last. */
+SHOAL_LLAMA_API const char* shoal_llama_load_sequence(struct llama_context* context,
+                                                      const char* path, llama_token* tokens,
+                                                      size_t capacity, size_t* token_count,
+                                                      float* logits);
+
 /* What the last sparse attention of a layer read for one query and KV head: slots, ascending, with
  * the position, token and sequence that were noted of each. Copies at most `capacity` rows; returns
  * how many there are, or -1 when no context has its KV cache in Shoal. The context made last. */

@@ -84,6 +84,60 @@ Status note(const int32_t* tokens, const int32_t* positions, const int32_t* sequ
     return Status::ok();
 }
 
+Status save(const char* path, const int32_t* tokens, const int32_t* positions, size_t token_count,
+            const float* logits, size_t logit_count) {
+    KvCache* cache = KvCache::newest();
+    if (cache == nullptr) return no_live_session();
+    if (token_count > 0 && (tokens == nullptr || positions == nullptr)) {
+        return Status::error(StatusCode::invalid_argument, "tokens and positions must not be NULL");
+    }
+    SequenceNotes notes;
+    notes.token_ids.assign(tokens, tokens + token_count);
+    notes.positions.assign(positions, positions + token_count);
+    if (logits != nullptr) notes.logits.assign(logits, logits + logit_count);
+    return cache->save(path == nullptr ? "" : path, notes);
+}
+
+// What the last load() gave out.
+struct LoadedNotes {
+    SequenceNotes notes;
+    std::vector<shoal_llama_state_tensor> tensors;
+};
+LoadedNotes& loaded_notes() {
+    static LoadedNotes loaded;
+    return loaded;
+}
+
+Status load(const char* path, shoal_llama_saved* saved) {
+    KvCache* cache = KvCache::newest();
+    if (cache == nullptr) return no_live_session();
+    if (saved == nullptr) {
+        return Status::error(StatusCode::invalid_argument, "saved: must not be NULL");
+    }
+    LoadedNotes& loaded = loaded_notes();
+    loaded = {};
+    *saved = {};
+    SHOAL_TRY(cache->load(path == nullptr ? "" : path, loaded.notes));
+    for (const KvTensor* tensor : cache->tensors_in_state_order()) {
+        loaded.tensors.push_back({static_cast<int32_t>(tensor->root->type), tensor->row_bytes()});
+    }
+    const SequenceNotes& notes = loaded.notes;
+    saved->token_count = notes.slots.size();
+    saved->tokens = notes.token_ids.empty() ? nullptr : notes.token_ids.data();
+    saved->positions = notes.positions.data();
+    saved->logit_count = notes.logits.size();
+    saved->logits = notes.logits.empty() ? nullptr : notes.logits.data();
+    saved->tensor_count = loaded.tensors.size();
+    saved->tensors = loaded.tensors.data();
+    return Status::ok();
+}
+
+Status load_done() {
+    loaded_notes() = {};
+    KvCache* cache = KvCache::newest();
+    return cache == nullptr ? no_live_session() : cache->finish_load();
+}
+
 // The session's object, with the counters of notes at its end.
 std::string stats_text(KvCache& cache) {
     std::string text = stats_to_json(cache.session()->stats());
@@ -207,6 +261,18 @@ int64_t shoal_llama_attended_rows(uint32_t layer, uint32_t query, uint32_t kv_he
     return static_cast<int64_t>(slots.size());
 }
 
+const char* shoal_llama_save_rows(const char* path, const int32_t* tokens, const int32_t* positions,
+                             size_t token_count, const float* logits, size_t logit_count) {
+    return adapter::error_text(
+        adapter::save(path, tokens, positions, token_count, logits, logit_count));
+}
+
+const char* shoal_llama_load_rows(const char* path, shoal_llama_saved* saved) {
+    return adapter::error_text(adapter::load(path, saved));
+}
+
+const char* shoal_llama_load_rows_done(void) { return adapter::error_text(adapter::load_done()); }
+
 void shoal_llama_set_delegate(int on) { adapter::set_delegate(on != 0); }
 
 const char* shoal_llama_last_error(void) {
@@ -233,6 +299,8 @@ void* side_call(const char* name) {
         SHOAL_LLAMA_ENTRY(shoal_llama_write_profile), SHOAL_LLAMA_ENTRY(shoal_llama_attended),
         SHOAL_LLAMA_ENTRY(shoal_llama_next_config_toml),
         SHOAL_LLAMA_ENTRY(shoal_llama_note_tokens),  SHOAL_LLAMA_ENTRY(shoal_llama_attended_rows),
+        SHOAL_LLAMA_ENTRY(shoal_llama_save_rows),         SHOAL_LLAMA_ENTRY(shoal_llama_load_rows),
+        SHOAL_LLAMA_ENTRY(shoal_llama_load_rows_done),
         SHOAL_LLAMA_ENTRY(shoal_llama_set_delegate), SHOAL_LLAMA_ENTRY(shoal_llama_last_error),
     };
 #undef SHOAL_LLAMA_ENTRY

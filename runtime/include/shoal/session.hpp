@@ -58,6 +58,9 @@ struct SessionOptions {
     std::function<void(LogLevel, const std::string&)> log;
     // Written into profiles and compared with them, e.g. the model's name and tensor count.
     std::string model_fingerprint;
+    // Written into saved sequences and compared with theirs: how keys were rotated, e.g. base and
+    // scaling of RoPE. Empty: not known, not compared; likewise model_fingerprint.
+    std::string rope_fingerprint;
 };
 
 // Tokens that a step writes. Slots are named by engines that manage them; others append.
@@ -77,6 +80,14 @@ struct Visibility {
     // Two calls of one step with the same non-zero version carry the same content: what follows
     // from it is computed once.
     uint64_t version = 0;
+};
+
+// What an engine wants back with a saved sequence; Shoal keeps it as it is. Any of it may be empty.
+struct SequenceNotes {
+    std::vector<int32_t> token_ids;  // one per slot that holds a token, slots ascending
+    std::vector<int32_t> positions;  // likewise
+    std::vector<float> logits;       // of the next token; at most 2^24
+    std::vector<uint32_t> slots;     // load(): those slots, ascending. save() does not look at it
 };
 
 // The KV cache of one model and attention over it; see the top of this file.
@@ -105,6 +116,20 @@ public:
     Status clear(StoreId store);
     // Forgets slots [slot_count, ...). Their rows are never read again.
     Status truncate(StoreId store, uint32_t slot_count);
+
+    // Writes what `store` holds to a file that any session of the same model and row format can
+    // load, whatever its configuration: rows, the order of tokens, `notes`, and the channel
+    // statistics that labels were made from. Every token has all its rows, and no step is open.
+    // `path` holds the old file or the whole new one, whatever happens; a process that is killed
+    // leaves at most PATH.*.tmp beside it. Mode 0600. Takes a few MiB.
+    Status save(StoreId store, const std::string& path, const SequenceNotes& notes = {}) const;
+    // Opens a store that holds what the file holds. Labels are made again from its rows; without
+    // channel statistics of its own the session takes those of the file. Attention is then, bit for
+    // bit, that of the store that was saved, as far as that had not selected before. `notes`:
+    // filled in when not null. invalid_argument: a file of another model, row format or shape,
+    // with both values; unsupported: another version; corrupt: damaged. A refused file leaves the
+    // session as it was. No step is open.
+    Result<StoreId> load(const std::string& path, SequenceNotes* notes = nullptr);
 
     Status begin_step(const StepInput& input);
     Status end_step();

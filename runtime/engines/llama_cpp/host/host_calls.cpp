@@ -9,6 +9,7 @@
 #include "runtime/engines/llama_cpp/host/memory.hpp"
 #include "runtime/engines/llama_cpp/host/model_file.hpp"
 #include "runtime/engines/llama_cpp/host/parameters.hpp"
+#include "runtime/engines/llama_cpp/host/sequence_file.hpp"
 #include "runtime/engines/llama_cpp/shoal_llama_host.h"
 
 namespace shoal::llama_host {
@@ -97,6 +98,30 @@ const char* shoal_llama_preflight(const char* model_path, const llama_model_para
 
 const char* shoal_llama_note_batch(llama_context* context, const llama_batch* batch) {
     return host::answer([&] { return host::note(context, batch); });
+}
+
+const char* shoal_llama_save_sequence(llama_context* context, const char* path,
+                                      const llama_token* tokens, size_t token_count,
+                                      const float* logits) {
+    return host::answer([&] {
+        if (context == nullptr) return host::missing("context");
+        if (path == nullptr) return host::missing("path");
+        if (tokens == nullptr) return host::missing("tokens");
+        return host::save_sequence(context, path, {tokens, token_count}, logits);
+    });
+}
+
+const char* shoal_llama_load_sequence(llama_context* context, const char* path,
+                                      llama_token* tokens, size_t capacity, size_t* token_count,
+                                      float* logits) {
+    return host::answer([&] {
+        if (context == nullptr) return host::missing("context");
+        if (path == nullptr) return host::missing("path");
+        if (token_count == nullptr) return host::missing("token_count");
+        *token_count = 0;
+        return host::load_sequence(context, path,
+                                   {tokens, tokens == nullptr ? 0 : capacity, token_count, logits});
+    });
 }
 
 int64_t shoal_llama_rows_read(uint32_t layer, uint32_t query, uint32_t kv_head,
