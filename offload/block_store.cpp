@@ -56,6 +56,9 @@ BlockStore& BlockStore::operator=(BlockStore&& other) noexcept {
     may_share_ = std::exchange(other.may_share_, false);
     claim_ = std::move(other.claim_);
     table_ = std::move(other.table_);
+    cache_ = std::exchange(other.cache_, nullptr);
+    entries_ = std::move(other.entries_);
+    owner_ = std::move(other.owner_);
     return *this;
 }
 
@@ -64,25 +67,46 @@ BlockStore::~BlockStore() { reset(); }
 void BlockStore::reset() {
     if (arena_ == nullptr) return;
     release_from(0);
-    arena_->block_pool().drop_claim(claim_);
+    if (!spills()) arena_->block_pool().drop_claim(claim_);
     arena_ = nullptr;
 }
 
 Result<BlockStore> BlockStore::create(Arena& arena, const BlockLayout& layout,
-                                      uint32_t slot_count_max) {
+                                      uint32_t slot_count_max, const SpillTo& spill) {
     BlockStore store;
     store.layout_ = layout;
     store.slot_count_max_ = slot_count_max;
     Result<Region> table = arena.region(
         MemoryTag::index, uint64_t{store.block_count_max()} * sizeof(std::byte*));
     if (!table) return table.status();
+    store.table_ = std::move(*table);
+    if (spill.cache != nullptr) {
+        SHOAL_TRY(store.create_on_disk(arena, spill));
+        return store;
+    }
     const uint64_t run_bytes = uint64_t{store.run_blocks()} * layout.block_bytes;
     Result<Reservation> claim = arena.block_pool().claim(store.rows_bytes_max(), run_bytes);
     if (!claim) return claim.status();
-    store.table_ = std::move(*table);
     store.claim_ = std::move(*claim);
     if (!arena.is_counting()) store.arena_ = &arena;
     return store;
+}
+
+Status BlockStore::create_on_disk(Arena& arena, const SpillTo& spill) {
+    Result<Region> entries =
+        arena.region(MemoryTag::index, uint64_t{block_count_max()} * sizeof(BlockEntry));
+    if (!entries) return entries.status();
+    entries_ = std::move(*entries);
+    owner_ = std::make_unique<BlockOwner>();
+    owner_->table = table_.as<std::byte*>();
+    owner_->entries = entries_.as<BlockEntry>();
+    owner_->file_offset = spill.cache->take_file_space(rows_bytes_max());
+    owner_->identity = spill.identity;
+    owner_->block_bytes = layout_.block_bytes;
+    owner_->name = spill.name;
+    cache_ = spill.cache;
+    if (!arena.is_counting()) arena_ = &arena;
+    return Status::ok();
 }
 
 uint32_t BlockStore::run_blocks() const {
@@ -93,6 +117,7 @@ Status BlockStore::ensure(uint32_t slot_count, const Executor* executor) {
     const uint32_t block_count = block_count_of(layout_, slot_count);
     if (block_count <= block_count_) return Status::ok();
     SHOAL_ASSERT(arena_ != nullptr && slot_count <= slot_count_max_);
+    if (spills()) return ensure_entries(block_count);
     BlockPool& pool = arena_->block_pool();
     const uint64_t new_blocks = block_count - block_count_;
     SHOAL_TRY(pool.prepare(new_blocks * layout_.block_bytes, executor));
@@ -110,11 +135,106 @@ Status BlockStore::ensure(uint32_t slot_count, const Executor* executor) {
     return Status::ok();
 }
 
+Status BlockStore::ensure_entries(uint32_t block_count) {
+    SHOAL_TRY(table_.touch_until(uint64_t{block_count} * sizeof(std::byte*)));
+    SHOAL_TRY(entries_.touch_until(uint64_t{block_count} * sizeof(BlockEntry)));
+    block_count_ = block_count;
+    return Status::ok();
+}
+
+Status BlockStore::hold(std::span<const int64_t> slots, HoldFor purpose) const {
+    if (!spills()) return Status::ok();
+    const auto block_of = [this](int64_t slot) {
+        return static_cast<uint32_t>(slot) >> layout_.block_tokens_log2;
+    };
+    for (const int64_t slot : slots) cache_->want(*owner_, block_of(slot));
+    SHOAL_TRY(cache_->acquire());
+    if (purpose == HoldFor::reading) return Status::ok();
+    for (const int64_t slot : slots) SHOAL_TRY(cache_->make_dirty(*owner_, block_of(slot)));
+    return Status::ok();
+}
+
+SlotRange BlockStore::blocks_of(SlotRange slots) const {
+    return {slots.begin >> layout_.block_tokens_log2,
+            std::min(block_count_of(layout_, slots.end), block_count_)};
+}
+
+Status BlockStore::hold(SlotRange slots, HoldFor purpose) const {
+    if (!spills()) return Status::ok();
+    want(slots);
+    SHOAL_TRY(cache_->acquire());
+    if (purpose == HoldFor::reading) return Status::ok();
+    const SlotRange blocks = blocks_of(slots);
+    for (uint32_t b = blocks.begin; b < blocks.end; ++b) {
+        SHOAL_TRY(cache_->make_dirty(*owner_, b));
+    }
+    return Status::ok();
+}
+
+void BlockStore::want(const kernels::SlotList& slots, uint32_t begin, uint32_t end) const {
+    for (uint32_t i = begin; spills() && i < end; ++i) {
+        cache_->want(*owner_, slots.at(i) >> layout_.block_tokens_log2);
+    }
+}
+
+void BlockStore::want(SlotRange slots) const {
+    if (!spills()) return;
+    const SlotRange blocks = blocks_of(slots);
+    for (uint32_t b = blocks.begin; b < blocks.end; ++b) cache_->want(*owner_, b);
+}
+
+void BlockStore::prefetch(SlotRange slots) const {
+    if (!spills()) return;
+    const SlotRange blocks = blocks_of(slots);
+    for (uint32_t b = blocks.begin; b < blocks.end;) {
+        BlockRef refs[64];
+        uint32_t count = 0;
+        while (count < 64 && b < blocks.end) refs[count++] = {owner_.get(), b++};
+        cache_->prefetch({refs, count});
+    }
+}
+
+void BlockStore::prefetch(const kernels::SlotList& slots) const {
+    if (!spills()) return;
+    uint32_t last = UINT32_MAX;
+    for (uint32_t i = 0; i < slots.count;) {
+        BlockRef refs[64];
+        uint32_t count = 0;
+        for (; count < 64 && i < slots.count; ++i) {
+            const uint32_t block = slots.at(i) >> layout_.block_tokens_log2;
+            if (block != last) refs[count++] = {owner_.get(), block};
+            last = block;
+        }
+        cache_->prefetch({refs, count});
+    }
+}
+
+// In pieces of which two fit into RAM together.
+Status BlockStore::copy_from(BlockStore& other) {
+    SHOAL_TRY(ensure_entries(other.block_count_));
+    const uint32_t step = std::max(1U, cache_->wave_blocks_max() / 2);
+    for (uint32_t begin = 0; begin < block_count_; begin += step) {
+        const uint32_t end = std::min(begin + step, block_count_);
+        cache_->begin_wave();
+        for (uint32_t b = begin; b < end; ++b) {
+            cache_->want(*other.owner_, b);
+            cache_->want(*owner_, b);
+        }
+        SHOAL_TRY(cache_->acquire());
+        for (uint32_t b = begin; b < end; ++b) {
+            SHOAL_TRY(cache_->make_dirty(*owner_, b));
+            std::memcpy(owner_->table[b], other.owner_->table[b], layout_.block_bytes);
+        }
+    }
+    return Status::ok();
+}
+
 Status BlockStore::share_from(BlockStore& other) {
     SHOAL_ASSERT(arena_ == other.arena_ && arena_ != nullptr);
     SHOAL_ASSERT(slot_count_max_ == other.slot_count_max_ &&
                  layout_.block_bytes == other.layout_.block_bytes);
     release_from(0);
+    if (spills()) return copy_from(other);
     SHOAL_TRY(table_.touch_until(uint64_t{other.block_count_} * sizeof(std::byte*)));
     auto* const blocks = table_.as<std::byte*>();
     std::copy_n(other.table_.as<std::byte*>(), other.block_count_, blocks);
@@ -157,6 +277,14 @@ Status BlockStore::own_run(uint32_t run_begin) {
 }
 
 void BlockStore::release_from(uint32_t slot_count) {
+    if (spills()) {
+        const uint32_t kept_blocks = std::min(block_count_of(layout_, slot_count), block_count_);
+        cache_->drop(*owner_, kept_blocks, block_count_);
+        block_count_ = kept_blocks;
+        table_.release_from(uint64_t{block_count_} * sizeof(std::byte*));
+        entries_.release_from(uint64_t{block_count_} * sizeof(BlockEntry));
+        return;
+    }
     const uint32_t runs_kept =
         (block_count_of(layout_, slot_count) + run_blocks() - 1) / run_blocks();
     const uint32_t kept = runs_kept * run_blocks();

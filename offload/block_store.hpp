@@ -1,11 +1,14 @@
-// The rows of one group of one store in host memory.
+// The rows of one group of one store: all in host memory, or on disk with some of them in RAM.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
+#include <string>
 
 #include "kernels/views.hpp"
 #include "offload/arena.hpp"
+#include "offload/block_cache.hpp"
 #include "shoal/status.hpp"
 #include "shoal/types.hpp"
 
@@ -29,9 +32,21 @@ BlockLayout make_block_layout(kernels::PieceFormat format);
 // Blocks that hold `slot_count` slots.
 uint32_t block_count_of(const BlockLayout& layout, uint32_t slot_count);
 
+// Where rows go that do not fit in RAM.
+struct SpillTo {
+    BlockCache* cache = nullptr;   // null: nowhere, every row stays in RAM
+    uint64_t identity = 0;         // of these rows, mixed into the checksums of their blocks
+    std::string name;              // for messages: "store 0, layer 3"
+};
+
+enum class HoldFor : uint8_t { reading, writing };
+
 // Blocks and their table. Move-only. One thread at a time, apart from reads and writes of rows.
 // Blocks are found through the table only: where they lie is nobody's business but this class's.
-// Metadata: 8 B a block. Must not outlive its Arena.
+// Metadata: 8 B a block, 24 B with a disk. Must not outlive its Arena and cache.
+//
+// With a disk, rows may be read and written only while they are held: by hold(), until the cache's
+// next wave. Without one hold() is for nothing, and costs nothing.
 class BlockStore {
 public:
     BlockStore() = default;
@@ -40,16 +55,17 @@ public:
     ~BlockStore();
 
     // Asks `arena` for memory for `slot_count_max` slots (1 ..), rounded up to whole blocks: rows
-    // (kv) from its block pool and one region of metadata (index).
+    // (kv) from its block pool, or with a disk a place in its file, and metadata (index).
     static Result<BlockStore> create(Arena& arena, const BlockLayout& layout,
-                                     uint32_t slot_count_max);
+                                     uint32_t slot_count_max, const SpillTo& spill = {});
 
     // Makes slots [0, slot_count), and those that share a run of blocks with them, addressable and
     // puts them into RAM. Rows of new blocks are zero. `slot_count` <= slot_count_max(). Cheap when
     // nothing is to do: call it at the start of each step.
     Status ensure(uint32_t slot_count, const Executor* executor = nullptr);
     // Becomes what `other` is (same Arena, layout and slot_count_max): rows are shared, run by run,
-    // until one of the two is about to write them. Forgets what was held before.
+    // until one of the two is about to write them; with a disk they are copied. Forgets what was
+    // there before.
     Status share_from(BlockStore& other);
     // Makes the runs that hold these slots (all below slot_count()) this store's own: call it
     // before rows that may be shared are written. Cheap when nothing is shared.
@@ -58,22 +74,44 @@ public:
     // of the Arena, or goes back to the system but for a growth step (offload/arena.hpp).
     void release_from(uint32_t slot_count);
 
-    // `blocks` of the view keeps its address for life; entries of blocks not yet ensured are null.
+    bool spills() const { return cache_ != nullptr; }
+    void begin_wave() const {
+        if (spills()) cache_->begin_wave();
+    }
+    // Puts these rows, all below slot_count(), into RAM, for the cache's current wave.
+    Status hold(std::span<const int64_t> slots, HoldFor purpose) const;
+    Status hold(SlotRange slots, HoldFor purpose) const;
+    // Names what hold() would put into RAM, for one acquire() over several stores. Nothing without
+    // a disk.
+    void want(const kernels::SlotList& slots, uint32_t begin, uint32_t end) const;
+    void want(SlotRange slots) const;
+    // Starts to read rows that are likely to be wanted, as far as memory allows.
+    void prefetch(SlotRange slots) const;
+    void prefetch(const kernels::SlotList& slots) const;
+    // `blocks` of the view keeps its address for life; entries of blocks that are not yet ensured,
+    // or not in RAM, are null.
     kernels::KvView view() const;
     const BlockLayout& layout() const { return layout_; }
     uint32_t slot_count_max() const { return slot_count_max_; }
     // Slots that are addressable.
     uint32_t slot_count() const { return block_count_ << layout_.block_tokens_log2; }
-    uint64_t reserved_bytes() const { return rows_bytes_max() + table_.bytes(); }
+    uint64_t reserved_bytes() const {
+        return (spills() ? 0 : rows_bytes_max()) + table_.bytes() + entries_.bytes();
+    }
     uint64_t committed_bytes() const {
-        return uint64_t{block_count_} * layout_.block_bytes + table_.committed_bytes();
+        return (spills() ? 0 : uint64_t{block_count_} * layout_.block_bytes) +
+               table_.committed_bytes() + entries_.committed_bytes();
     }
 
 private:
     uint32_t block_count_max() const { return block_count_of(layout_, slot_count_max_); }
     uint64_t rows_bytes_max() const { return uint64_t{block_count_max()} * layout_.block_bytes; }
     uint32_t run_blocks() const;
+    SlotRange blocks_of(SlotRange slots) const;
     Status own_run(uint32_t run_begin);
+    Status create_on_disk(Arena& arena, const SpillTo& spill);
+    Status ensure_entries(uint32_t block_count);
+    Status copy_from(BlockStore& other);
     void reset();
 
     Arena* arena_ = nullptr;     // null in a counting Arena
@@ -83,6 +121,10 @@ private:
     bool may_share_ = false;     // some run may have another user
     Reservation claim_;          // of rows_bytes_max()
     Region table_;               // std::byte* [block_count_max()]
+    // With a disk.
+    BlockCache* cache_ = nullptr;
+    Region entries_;             // BlockEntry [block_count_max()]
+    std::unique_ptr<BlockOwner> owner_;
 };
 
 }  // namespace shoal::offload

@@ -59,6 +59,10 @@ struct Transfer {
     uint64_t started_ns = 0;       // of the tier's clock; a retry starts anew
     Transfer* next = nullptr;      // of a queue inside the tier
 
+    bool ended() const {
+        const TransferState now = state.load(std::memory_order_acquire);
+        return now == TransferState::done || now == TransferState::failed;
+    }
     bool in_flight() const {
         const TransferState now = state.load(std::memory_order_acquire);
         return now == TransferState::in_flight || now == TransferState::awaited;

@@ -1,0 +1,233 @@
+#include "offload/block_cache.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "offload/memory_tier.hpp"
+
+namespace shoal::offload {
+namespace {
+
+constexpr uint32_t kBlock = 4096;
+
+// A cache over memory, with owners whose tables the test holds.
+class BlockCacheTest : public ::testing::Test {
+protected:
+    struct Owner {
+        BlockOwner owner;
+        std::vector<std::byte*> table;
+        std::vector<BlockEntry> entries;
+    };
+
+    void make(uint32_t frames, uint32_t blocks_each, uint32_t owner_count, uint32_t dirty_high,
+              uint32_t dirty_low) {
+        const uint64_t disk_bytes = uint64_t{blocks_each} * owner_count * kBlock;
+        void* memory = std::aligned_alloc(kBlock, disk_bytes);
+        disk_memory_.reset(static_cast<std::byte*>(memory));
+        std::memset(memory, 0xee, disk_bytes);
+        disk_ = std::make_unique<MemoryTier>(std::span(disk_memory_.get(), disk_bytes), kBlock);
+        BlockCache::Options options;
+        options.frame_count = frames;
+        options.frame_bytes = kBlock;
+        options.dirty_high = dirty_high;
+        options.dirty_low = dirty_low;
+        options.warn = [this](const std::string& text) { warnings_.push_back(text); };
+        auto cache = BlockCache::create(arena_, disk_.get(), options);
+        ASSERT_TRUE(cache.is_ok());
+        cache_ = std::move(*cache);
+        for (uint32_t i = 0; i < owner_count; ++i) {
+            auto made = std::make_unique<Owner>();
+            made->table.resize(blocks_each);
+            made->entries.resize(blocks_each);
+            made->owner.table = made->table.data();
+            made->owner.entries = made->entries.data();
+            made->owner.file_offset = cache_->take_file_space(uint64_t{blocks_each} * kBlock);
+            made->owner.identity = 1000 * (i + 1);
+            made->owner.block_bytes = kBlock;
+            made->owner.name = "owner " + std::to_string(i);
+            owners_.push_back(std::move(made));
+        }
+    }
+    void write(uint32_t o, uint32_t block, uint8_t value) {
+        cache_->begin_wave();
+        cache_->want(owners_[o]->owner, block);
+        ASSERT_TRUE(cache_->acquire().is_ok());
+        ASSERT_TRUE(cache_->make_dirty(owners_[o]->owner, block).is_ok());
+        std::memset(owners_[o]->table[block], value, kBlock);
+    }
+    // The byte that a block is full of, or -1.
+    int read(uint32_t o, uint32_t block) {
+        cache_->begin_wave();
+        cache_->want(owners_[o]->owner, block);
+        const Status status = cache_->acquire();
+        EXPECT_TRUE(status.is_ok()) << status.message();
+        const std::byte* data = owners_[o]->table[block];
+        for (uint32_t i = 1; i < kBlock; ++i) {
+            if (data[i] != data[0]) return -1;
+        }
+        return static_cast<int>(data[0]);
+    }
+
+    struct Free {
+        void operator()(std::byte* memory) const { std::free(memory); }
+    };
+    Budget budget_{"host.kv_bytes", uint64_t{1} << 30};
+    Arena arena_ = Arena::real(budget_, HugePages::off);
+    std::unique_ptr<std::byte, Free> disk_memory_;
+    std::unique_ptr<Tier> disk_;
+    std::unique_ptr<BlockCache> cache_;
+    std::vector<std::unique_ptr<Owner>> owners_;
+    std::vector<std::string> warnings_;
+};
+
+TEST_F(BlockCacheTest, BlocksThatWereNeverWrittenReadAsZero) {
+    make(4, 8, 1, 2, 1);
+    for (uint32_t block = 0; block < 8; ++block) EXPECT_EQ(read(0, block), 0);
+    EXPECT_EQ(cache_->counters().misses, 0U);
+    EXPECT_EQ(disk_->counters().reads, 0U);
+}
+
+TEST_F(BlockCacheTest, WhatLeftRamComesBack) {
+    make(4, 64, 2, 2, 1);
+    for (uint32_t block = 0; block < 64; ++block) {
+        write(block % 2, block, static_cast<uint8_t>(block + 1));
+        cache_->write_behind();
+    }
+    for (uint32_t block = 0; block < 64; ++block) {
+        EXPECT_EQ(read(block % 2, block), static_cast<int>(block + 1));
+        EXPECT_EQ(read(1 - block % 2, block), 0);
+    }
+    EXPECT_GT(cache_->counters().misses, 50U);
+    EXPECT_GT(cache_->counters().evictions, 60U);
+}
+
+TEST_F(BlockCacheTest, AWaveKeepsAllThatItAcquired) {
+    make(8, 32, 1, 2, 1);
+    for (uint32_t block = 0; block < 32; ++block) write(0, block, static_cast<uint8_t>(block));
+    cache_->begin_wave();
+    for (uint32_t block = 3; block < 11; ++block) {
+        cache_->want(owners_[0]->owner, block);
+        ASSERT_TRUE(cache_->acquire().is_ok());
+    }
+    for (uint32_t block = 3; block < 11; ++block) {
+        ASSERT_NE(owners_[0]->table[block], nullptr);
+        EXPECT_EQ(static_cast<uint32_t>(*owners_[0]->table[block]), block);
+    }
+    cache_->want(owners_[0]->owner, 12);
+    const Status refused = cache_->acquire();
+    EXPECT_EQ(refused.code(), StatusCode::out_of_memory);
+    EXPECT_NE(refused.message().find("owner 0, block 12"), std::string::npos);
+    EXPECT_NE(refused.message().find("host.kv_bytes"), std::string::npos);
+    EXPECT_EQ(static_cast<uint32_t>(*owners_[0]->table[10]), 10U);
+    EXPECT_EQ(read(0, 12), 12);  // the next wave has room again
+}
+
+TEST_F(BlockCacheTest, MoreThanThereAreFramesIsRefused) {
+    make(4, 32, 1, 1, 1);
+    cache_->begin_wave();
+    for (uint32_t block = 0; block < 5; ++block) cache_->want(owners_[0]->owner, block);
+    EXPECT_EQ(cache_->acquire().code(), StatusCode::out_of_memory);
+    EXPECT_EQ(read(0, 1), 0);
+}
+
+TEST_F(BlockCacheTest, ADroppedBlockIsForgotten) {
+    make(4, 16, 1, 2, 1);
+    for (uint32_t block = 0; block < 16; ++block) write(0, block, 7);
+    cache_->drop(owners_[0]->owner, 5, 16);
+    EXPECT_EQ(read(0, 4), 7);
+    for (uint32_t block = 5; block < 16; ++block) EXPECT_EQ(read(0, block), 0);
+}
+
+TEST_F(BlockCacheTest, AChangeOnDiskIsFound) {
+    make(2, 8, 1, 1, 1);
+    for (uint32_t block = 0; block < 8; ++block) write(0, block, static_cast<uint8_t>(block));
+    ASSERT_TRUE(cache_->flush().is_ok());
+    // One bit; a block in the place of another.
+    disk_memory_.get()[2 * kBlock + 77] ^= std::byte{4};
+    std::memcpy(disk_memory_.get() + 3 * kBlock, disk_memory_.get() + 4 * kBlock, kBlock);
+    for (const uint32_t block : {2U, 3U}) {
+        cache_->begin_wave();
+        cache_->want(owners_[0]->owner, block);
+        const Status status = cache_->acquire();
+        EXPECT_EQ(status.code(), StatusCode::corrupt);
+        EXPECT_NE(status.message().find("owner 0, block " + std::to_string(block)),
+                  std::string::npos)
+            << status.message();
+        EXPECT_EQ(owners_[0]->table[block], nullptr);
+    }
+    EXPECT_EQ(read(0, 5), 5);
+    EXPECT_GE(disk_->counters().checksum_mismatches, 2U);
+}
+
+TEST_F(BlockCacheTest, PrefetchedBlocksAreCountedByWhatCameOfThem) {
+    make(8, 32, 1, 1, 1);
+    for (uint32_t block = 0; block < 32; ++block) write(0, block, static_cast<uint8_t>(block));
+    ASSERT_TRUE(cache_->flush().is_ok());
+    cache_->begin_wave();
+    for (uint32_t block = 0; block < 8; ++block) {
+        cache_->want(owners_[0]->owner, 8 + block);
+    }
+    ASSERT_TRUE(cache_->acquire().is_ok());
+    cache_->begin_wave();
+    std::vector<BlockRef> ahead;
+    for (uint32_t block = 0; block < 4; ++block) ahead.push_back({&owners_[0]->owner, block});
+    cache_->prefetch(ahead);
+    EXPECT_EQ(cache_->counters().prefetched, 4U);
+    for (uint32_t block = 0; block < 2; ++block) EXPECT_EQ(read(0, block), static_cast<int>(block));
+    EXPECT_EQ(cache_->counters().prefetched_used + cache_->counters().prefetched_late, 2U);
+    for (uint32_t block = 16; block < 32; ++block) {
+        EXPECT_EQ(read(0, block), static_cast<int>(block));
+    }
+    EXPECT_EQ(cache_->counters().prefetched_wasted, 2U);
+}
+
+TEST_F(BlockCacheTest, RandomWorkGivesWhatAnArrayGives) {
+    constexpr uint32_t kOwners = 3;
+    constexpr uint32_t kBlocks = 40;
+    for (uint32_t seed = 1; seed <= 20; ++seed) {
+        owners_.clear();
+        cache_.reset();
+        const uint32_t frames = 3 + seed % 11;
+        make(frames, kBlocks, kOwners, 1 + seed % 3, 1);
+        std::mt19937 random(seed);
+        std::vector<int> model(kOwners * kBlocks, 0);
+        for (uint32_t i = 0; i < 2000; ++i) {
+            const uint32_t o = random() % kOwners;
+            const uint32_t block = random() % kBlocks;
+            switch (random() % 8) {
+                case 0:
+                case 1:
+                case 2: {
+                    const auto value = static_cast<uint8_t>(random());
+                    write(o, block, value);
+                    model[o * kBlocks + block] = value;
+                    break;
+                }
+                case 3: cache_->write_behind(); break;
+                case 4: {
+                    const BlockRef ahead{&owners_[o]->owner, block};
+                    cache_->prefetch({&ahead, 1});
+                    break;
+                }
+                case 5:
+                    if (random() % 8 != 0) break;
+                    cache_->drop(owners_[o]->owner, block, kBlocks);
+                    for (uint32_t b = block; b < kBlocks; ++b) model[o * kBlocks + b] = 0;
+                    break;
+                default:
+                    ASSERT_EQ(read(o, block), model[o * kBlocks + block])
+                        << "seed " << seed << ", operation " << i;
+            }
+        }
+        ASSERT_TRUE(cache_->flush().is_ok());
+        EXPECT_TRUE(warnings_.empty());
+    }
+}
+
+}  // namespace
+}  // namespace shoal::offload
