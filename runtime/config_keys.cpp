@@ -109,25 +109,27 @@ ConfigKey layers_key(std::string_view name, std::string_view doc) {
             }};
 }
 
-ConfigKey host_kv_bytes_key() {
-    return {"host.kv_bytes", Kind::size, {}, 0, 0, {},
-            "most bytes of rows and labels in RAM; 0 is what the machine offers",
-            [](const Config& c) -> ConfigValue { return static_cast<int64_t>(c.host.kv_bytes); },
+template <auto Section, auto Field>
+ConfigKey bytes_key(std::string_view name, std::string_view doc) {
+    return {name, Kind::size, {}, 0, 0, {}, doc,
+            [](const Config& c) -> ConfigValue {
+                return static_cast<int64_t>(field<Section, Field>(c));
+            },
             [](Config& c, const ConfigValue& value) {
-                c.host.kv_bytes = static_cast<uint64_t>(integer_of(value));
+                field<Section, Field>(c) = static_cast<uint64_t>(integer_of(value));
             }};
 }
 
-ConfigKey profile_path_key() {
-    return {"profile.path", Kind::text, {}, 0, 0, {},
-            "file of channel statistics, made by shoal calibrate; \"\" learns them from the prompt",
-            [](const Config& c) -> ConfigValue { return c.profile.path; },
+template <auto Section, auto Field>
+ConfigKey text_key(std::string_view name, std::string_view doc) {
+    return {name, Kind::text, {}, 0, 0, {}, doc,
+            [](const Config& c) -> ConfigValue { return field<Section, Field>(c); },
             [](Config& c, const ConfigValue& value) {
-                c.profile.path = std::get<std::string>(value);
+                field<Section, Field>(c) = std::get<std::string>(value);
             }};
 }
 
-std::vector<ConfigKey> make_keys() {
+std::vector<ConfigKey> policy_keys() {
     using C = Config;
     constexpr std::string_view kDenseHint =
         "or set selector.kind = \"dense\" to attend everything";
@@ -176,7 +178,15 @@ std::vector<ConfigKey> make_keys() {
         integer_key<&C::safety, &C::Safety::window>(
             "safety.window", 1, kMaxI32, "the current token is always attended",
             "last tokens, always attended, the current one included"),
-        host_kv_bytes_key(),
+    };
+}
+
+std::vector<ConfigKey> machine_keys() {
+    using C = Config;
+    return {
+        bytes_key<&C::host, &C::Host::kv_bytes>(
+            "host.kv_bytes", "most bytes of rows and labels in RAM; 0 is what the machine offers, "
+                             "and with a disk three quarters of it"),
         boolean_key<&C::host, &C::Host::huge_pages>(
             "host.huge_pages", "ask the kernel for huge pages for the rows"),
         integer_key<&C::host, &C::Host::threads>(
@@ -187,7 +197,17 @@ std::vector<ConfigKey> make_keys() {
             "host.check_rows",
             "for debugging, slow: before each attention, compare every row that it may read with a "
             "hash of what was written"),
-        profile_path_key(),
+        text_key<&C::disk, &C::Disk::dir>(
+            "disk.dir", "folder for the rows that do not fit in host.kv_bytes; \"\" keeps all in "
+                        "RAM"),
+        bytes_key<&C::disk, &C::Disk::kv_bytes>(
+            "disk.kv_bytes", "most bytes of rows on disk; 0 is as many as they take"),
+        integer_key<&C::disk, &C::Disk::deadline_ms>(
+            "disk.deadline_ms", 1, 3600 * 1000, {},
+            "milliseconds after which a read is tried once more, and then given up"),
+        text_key<&C::profile, &C::Profile::path>(
+            "profile.path", "file of channel statistics, made by shoal calibrate; \"\" learns them "
+                            "from the prompt"),
         integer_key<&C::profile, &C::Profile::tokens>(
             "profile.tokens", 256, 1 << 20, {},
             "tokens of the prompt that channel statistics are taken from without a profile"),
@@ -195,6 +215,12 @@ std::vector<ConfigKey> make_keys() {
             "stats.recall_every", 0, kMaxI32, {},
             "every n-th sparse step one layer is compared with exact scores; 0 is never"),
     };
+}
+
+std::vector<ConfigKey> make_keys() {
+    std::vector<ConfigKey> keys = policy_keys();
+    for (ConfigKey& key : machine_keys()) keys.push_back(std::move(key));
+    return keys;
 }
 
 size_t edit_distance(std::string_view a, std::string_view b) {
@@ -347,6 +373,7 @@ std::string_view config_section_doc(std::string_view section) {
     if (section == "sharing") return "which heads attend the same tokens";
     if (section == "safety") return "tokens that are always attended";
     if (section == "host") return "memory and threads of this machine";
+    if (section == "disk") return "rows that do not fit in RAM";
     if (section == "profile") return "channel statistics of a model";
     if (section == "stats") return "what is measured on the way";
     return {};

@@ -6,6 +6,8 @@
 // ranged again from the rows. Nothing is ever clipped.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -41,6 +43,10 @@ public:
     bool started() const { return !formats_.empty(); }
     void clear();
 
+    // Calls `need` with every range of slots whose rows on_keys(slots) may read, if `written` is
+    // what it is before those slots get their keys.
+    template <typename Need>
+    void rows_needed(SlotRange slots, std::span<const SpanWritten> written, Need&& need) const;
     // Slots [begin, end) just got keys; `written` describes every span of the store.
     void on_keys(const kernels::KvView& kv, SlotRange slots, std::span<const SpanWritten> written,
                  const Executor& executor);
@@ -89,5 +95,25 @@ private:
     std::vector<uint32_t> full_spans_;
     LabelCounters counters_;
 };
+
+template <typename Need>
+void LabelIndex::rows_needed(SlotRange slots, std::span<const SpanWritten> written,
+                             Need&& need) const {
+    using kernels::kSpanSlots;
+    const auto whole = [](uint32_t span) {
+        return SlotRange{span * kSpanSlots, (span + 1) * kSpanSlots};
+    };
+    const uint32_t last = (slots.end - 1) / kSpanSlots;
+    if (span_open_ != kNoSpan && last > span_open_) need(whole(span_open_));
+    for (uint32_t span = slots.begin / kSpanSlots; span <= last; ++span) {
+        const SlotRange here{std::max(slots.begin, span * kSpanSlots),
+                             std::min(slots.end, (span + 1) * kSpanSlots)};
+        const auto keys = static_cast<uint32_t>(std::popcount(written[span].k[0]) +
+                                                std::popcount(written[span].k[1]));
+        const bool closed = span < span_top_ && span != span_open_;
+        const bool closes = keys + (here.end - here.begin) >= kSpanSlots;
+        need(closed || closes || span < last ? whole(span) : here);
+    }
+}
 
 }  // namespace shoal

@@ -1,4 +1,6 @@
 // One function asks for all memory of a session; plan() runs it with an arena that only counts.
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "runtime/adaptive_rows.hpp"
@@ -11,6 +13,10 @@ using offload::MemoryTag;
 using offload::Region;
 
 namespace {
+
+// What is written to disk together of one group: writes of 128 KiB, several
+// in flight, reach the rate of sequential ones.
+constexpr uint64_t kExtentBytes = 128 << 10;
 
 Status take(offload::Arena& arena, MemoryTag tag, uint64_t bytes, Region& out) {
     Result<Region> region = arena.region(tag, bytes);
@@ -26,6 +32,16 @@ uint64_t prefill_bytes(const SessionState& state) {
             most, kernels::prefill_workspace_bytes(group.piece, group.q_per_kv,
                                                    state.options.queries_per_step_max,
                                                    state.limits.thread_count));
+    }
+    return most;
+}
+
+uint64_t prefill_state_bytes(const SessionState& state) {
+    uint64_t most = 0;
+    for (const Group& group : state.groups.all()) {
+        most = std::max<uint64_t>(
+            most, kernels::prefill_state_bytes(group.piece, group.q_per_kv,
+                                               state.options.queries_per_step_max));
     }
     return most;
 }
@@ -97,13 +113,75 @@ SelectorLimits selector_limits(const Limits& limits) {
             limits.summaries.page_slots};
 }
 
+uint64_t frame_bytes(const SessionState& state) {
+    uint64_t most = 0;
+    for (const Group& group : state.groups.all()) {
+        most = std::max<uint64_t>(most, offload::make_block_layout(group.piece).block_bytes);
+    }
+    return most;
+}
+
+uint64_t frames_most(const SessionState& state) {
+    uint64_t blocks = 0;
+    for (const Group& group : state.groups.all()) {
+        blocks += offload::block_count_of(offload::make_block_layout(group.piece),
+                                          state.limits.slot_count_max);
+    }
+    return blocks * state.options.store_count_max;
+}
+
+// Twice what the largest wave holds, so that one can be written or read while the other is used,
+// and the block that each group is filling.
+uint32_t frames_least(const SessionState& state) {
+    const uint32_t slots_max = state.limits.slot_count_max;
+    uint64_t wave = 0;
+    uint64_t last_spans = 0;
+    for (const Group& group : state.groups.all()) {
+        const uint64_t tokens = offload::make_block_layout(group.piece).block_tokens();
+        const auto run = [tokens](uint64_t slots) { return slots / tokens + 2; };
+        const uint32_t list = SessionState::list_rows(state.config, group, slots_max);
+        wave = std::max({wave, run(2 * kSpansAtOnce * kernels::kSpanSlots),
+                         run(kernels::attend_part_rows(slots_max)),
+                         uint64_t{kernels::attend_part_rows(list)}});
+        last_spans += run(kernels::kSpanSlots);
+    }
+    const uint64_t tails = uint64_t{state.groups.count()} * state.options.store_count_max;
+    const uint64_t least = 2 * std::max(wave, last_spans) + tails;
+    return static_cast<uint32_t>(std::min<uint64_t>(least, UINT32_MAX / 2));
+}
+
+namespace {
+
+Status lay_out_cache(offload::Arena& arena, SessionState& state) {
+    offload::BlockCache::Options options;
+    options.frame_count = state.limits.frame_count;
+    options.frame_bytes = static_cast<uint32_t>(frame_bytes(state));
+    // The blocks that groups are filling, as far as they are written together.
+    const uint64_t extents = uint64_t{state.groups.count()} * state.options.store_count_max *
+                             (kExtentBytes / options.frame_bytes + 1);
+    options.dirty_low =
+        static_cast<uint32_t>(std::min<uint64_t>(extents, options.frame_count / 8));
+    options.dirty_high = 2 * options.dirty_low;
+    options.warn = [&state](const std::string& text) { state.log(LogLevel::warning, text); };
+    Result<std::unique_ptr<offload::BlockCache>> cache =
+        offload::BlockCache::create(arena, state.disk.get(), options);
+    if (!cache) return cache.status();
+    state.cache = std::move(*cache);
+    return Status::ok();
+}
+
+}  // namespace
+
 Status lay_out(offload::Arena& arena, SessionState& state) {
     const Limits& limits = state.limits;
+    if (state.spills()) SHOAL_TRY(lay_out_cache(arena, state));
     for (uint32_t i = 0; i < state.options.store_count_max; ++i) {
         Result<std::unique_ptr<Store>> store =
             Store::create(arena, state.groups, limits.slot_count_max,
                           {.summaries = limits.summaries, .queries_max = limits.queries_max,
-                           .check_rows = state.config.host.check_rows});
+                           .check_rows = state.config.host.check_rows,
+                           .cache = state.cache.get(), .identity = state.identity + i,
+                           .name = fmt::format("store {}", i)});
         if (!store) return store.status();
         if (arena.is_counting()) continue;
         (*store)->start_pages(*state.backend, limits.summaries.page_slots);
@@ -114,10 +192,23 @@ Status lay_out(offload::Arena& arena, SessionState& state) {
                    selector_workspace_bytes(state.config.selector.kind, selector_limits(limits)),
                    work.selector));
     SHOAL_TRY(take(arena, MemoryTag::workspace, prefill_bytes(state), work.prefill));
+    if (state.spills()) {
+        SHOAL_TRY(take(arena, MemoryTag::workspace, prefill_state_bytes(state),
+                       work.prefill_state));
+    }
     SHOAL_TRY(take(arena, MemoryTag::workspace, partial_bytes(state), work.partials));
     SHOAL_TRY(take(arena, MemoryTag::index, view_bytes(limits), work.views));
     SHOAL_TRY(take(arena, MemoryTag::index, seen_bytes(state), work.seen));
     return lay_out_lists(arena, state);
+}
+
+uint64_t list_bytes(const SessionState& state) {
+    uint64_t slots = 0;
+    for (const Group& group : state.groups.all()) {
+        slots += uint64_t{state.limits.views_max} *
+                 SessionState::list_rows(state.config, group, state.limits.slot_count_max);
+    }
+    return slots * sizeof(uint32_t);
 }
 
 Status lay_out_lists(offload::Arena& arena, SessionState& state) {

@@ -51,6 +51,9 @@ Status check_reconfigure(const SessionState& state, const Config& config) {
     if (config.host.pin != now.host.pin) return refuse("host.pin");
     if (config.host.huge_pages != now.host.huge_pages) return refuse("host.huge_pages");
     if (config.host.check_rows != now.host.check_rows) return refuse("host.check_rows");
+    if (config.disk.dir != now.disk.dir) return refuse("disk.dir");
+    if (config.disk.kv_bytes != now.disk.kv_bytes) return refuse("disk.kv_bytes");
+    if (config.disk.deadline_ms != now.disk.deadline_ms) return refuse("disk.deadline_ms");
     if (config.budget.sparse_queries_max > state.limits.queries_max) {
         return refuse("budget.sparse_queries_max");
     }
@@ -62,6 +65,33 @@ Status check_reconfigure(const SessionState& state, const Config& config) {
     if (uses_pages(config.selector.kind) && kept.page_slots == 0) return refuse("selector.kind");
     return check_groups(state, config);
 }
+
+namespace {
+
+void add_disk_stats(const SessionState& state, Stats& stats) {
+    const offload::BlockCacheCounters& blocks = state.cache->counters();
+    stats.block_hits = blocks.hits;
+    stats.block_misses = blocks.misses;
+    stats.blocks_prefetched = blocks.prefetched;
+    stats.blocks_prefetched_used = blocks.prefetched_used;
+    stats.blocks_prefetched_late = blocks.prefetched_late;
+    stats.blocks_prefetched_wasted = blocks.prefetched_wasted;
+    stats.blocks_written = blocks.blocks_written;
+    stats.block_write_failures = blocks.write_failures;
+    stats.exposed_wait_ns = blocks.wait_ns;
+    stats.write_wait_ns = blocks.write_wait_ns;
+    stats.host_kv_bytes = state.cache->resident_bytes();
+    stats.disk_kv_bytes = state.cache->file_bytes();
+    const offload::TierCounters disk = state.disk->counters();
+    stats.disk_read_bytes = disk.read_bytes;
+    stats.disk_written_bytes = disk.written_bytes;
+    stats.disk_reads = disk.device_reads;
+    stats.disk_retries = disk.retries;
+    stats.disk_checksum_mismatches = disk.checksum_mismatches;
+    stats.disk_deadlines_missed = disk.deadlines_missed;
+}
+
+}  // namespace
 
 Stats collect_stats(const SessionState& state) {
     Stats stats = state.stats;
@@ -77,6 +107,7 @@ Stats collect_stats(const SessionState& state) {
     }
     stats.host_kv_bytes = state.arena->committed_bytes(offload::MemoryTag::kv);
     stats.label_bytes = state.arena->committed_bytes(offload::MemoryTag::labels);
+    if (state.cache != nullptr) add_disk_stats(state, stats);
     for (const auto& store : state.stores) {
         stats.slots_used += store->order().slot_end();
         for (uint32_t g = 0; g < state.groups.count(); ++g) {

@@ -34,9 +34,10 @@ void RowCheck::copy_from(const RowCheck& from, RowPart part) {
 }
 
 uint32_t RowCheck::first_wrong(const kernels::KvView& rows,
-                               std::span<const kernels::SpanMask> masks) const {
+                               std::span<const kernels::SpanMask> masks,
+                               SlotRange spans) const {
     if (!is_on()) return UINT32_MAX;
-    for (uint32_t span = 0; span < masks.size(); ++span) {
+    for (uint32_t span = spans.begin; span < spans.end; ++span) {
         for (uint32_t word = 0; word < 2; ++word) {
             for (uint64_t left = masks[span].visible[word]; left != 0; left &= left - 1) {
                 const uint32_t slot = span * kernels::kSpanSlots + word * 64 +

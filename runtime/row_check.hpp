@@ -30,9 +30,10 @@ public:
                 std::span<const int64_t> slots);
     // Slots hold from now on what those of `from` hold, a check of the same group.
     void copy_from(const RowCheck& from, kernels::RowPart part);
-    // The first visible slot whose K or V is not what was recorded, or UINT32_MAX.
-    uint32_t first_wrong(const kernels::KvView& rows,
-                         std::span<const kernels::SpanMask> masks) const;
+    // The first visible slot of spans [spans.begin, spans.end) whose K or V is not what was
+    // recorded, or UINT32_MAX.
+    uint32_t first_wrong(const kernels::KvView& rows, std::span<const kernels::SpanMask> masks,
+                         SlotRange spans) const;
 
 private:
     std::span<uint64_t> of(kernels::RowPart part) const {

@@ -4,11 +4,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <random>
 
-#include "offload/memory_limits.hpp"
+#include "offload/disk_tier.hpp"
 #include "runtime/config_keys.hpp"
 #include "runtime/saved_store.hpp"
-#include "runtime/session_state.hpp"
+#include "runtime/session_maker.hpp"
 #include "runtime/step.hpp"
 
 namespace shoal {
@@ -107,94 +108,55 @@ Status start_executor(SessionState& state) {
     return Status::ok();
 }
 
-// How many layers reuse a selection, for a reader of the plan.
-void note_reuse(const SessionState& state, MemoryPlan& plan) {
-    uint32_t layers = 0;
-    for (const Group& group : state.groups.all()) {
-        if (!group.selects() && group.kv_head_first == 0) ++layers;
+Result<std::unique_ptr<offload::Tier>> open_disk(const SessionState& state, uint64_t bytes) {
+    Result<offload::SpillFile> file = offload::SpillFile::create(state.config.disk.dir, bytes);
+    if (!file) return file.status();
+    offload::DiskTierOptions options;
+    options.tier.deadline_ns = uint64_t{state.config.disk.deadline_ms} * 1'000'000;
+    options.log = [&state](const std::string& line) { state.log(LogLevel::warning, line); };
+    Result<std::unique_ptr<offload::DiskTier>> disk =
+        offload::DiskTier::create(std::move(*file), options);
+    if (!disk) return disk.status();
+    return std::unique_ptr<offload::Tier>(std::move(*disk));
+}
+
+uint64_t random_identity() {
+    std::random_device random;
+    return (uint64_t{random()} << 32) | random();
+}
+
+// Where rows that are read go: [slots, ...] with `stride` bytes from one slot to the next.
+struct RowsOut {
+    std::span<const int64_t> slots;
+    bool is_k = true;
+    size_t head_bytes = 0;
+    size_t stride = 0;
+    std::byte* out = nullptr;
+};
+
+// Slots that were never written read as zero.
+Status read_rows(const GroupStore& data, uint32_t slot_count_max, const RowsOut& to) {
+    const auto written = [&](int64_t slot) {
+        return slot >= 0 && slot < slot_count_max &&
+               data.has_row(static_cast<uint32_t>(slot), to.is_k);
+    };
+    data.rows.begin_wave();
+    for (const int64_t slot : to.slots) {
+        const auto begin = static_cast<uint32_t>(slot);
+        if (written(slot)) data.rows.want(SlotRange{begin, begin + 1});
     }
-    if (layers == 0) return;
-    plan.notes.push_back(fmt::format("{} layers attend what one of {} anchors selected: they keep "
-                                     "nothing to select by",
-                                     layers, state.config.sharing.anchors.size()));
-}
-
-// Bytes that a session with these options takes.
-Status count(SessionState& state, MemoryPlan& plan) {
-    offload::Arena counter = offload::Arena::counting();
-    SHOAL_TRY(lay_out(counter, state));
-    using offload::MemoryTag;
-    plan.kv_bytes = counter.reserved_bytes(MemoryTag::kv);
-    plan.label_bytes = counter.reserved_bytes(MemoryTag::labels);
-    plan.index_bytes = counter.reserved_bytes(MemoryTag::index);
-    plan.workspace_bytes = counter.reserved_bytes(MemoryTag::workspace);
-    plan.total_bytes = counter.reserved_bytes();
-    state.workspace = Workspace{};  // counted regions must not outlive the counter
-    return Status::ok();
-}
-
-Status total_for(SessionState& state, uint32_t slots, uint64_t& total_bytes) {
-    MemoryPlan plan;
-    state.options.slots_per_store = slots;
-    state.limits.slot_count_max = slots;
-    SHOAL_TRY(count(state, plan));
-    total_bytes = plan.total_bytes;
-    return Status::ok();
-}
-
-// The largest slots_per_store whose plan fits: bisection over the same lay_out().
-Status find_fit(SessionState& state, uint64_t available_bytes, uint32_t& slots_fit) {
-    uint32_t low = 0;
-    uint32_t high = 1U << 28;
-    while (low + 1 < high) {
-        const uint32_t middle = low + (high - low) / 2;
-        uint64_t total = 0;
-        SHOAL_TRY(total_for(state, middle, total));
-        (total <= available_bytes ? low : high) = middle;
-    }
-    slots_fit = low;
-    return Status::ok();
-}
-
-Status make_plan(SessionState& state, MemoryPlan& plan) {
-    const offload::MemoryLimits machine = offload::read_memory_limits();
-    const uint64_t asked = state.config.host.kv_bytes;
-    const uint32_t slots = state.options.slots_per_store;
-    plan.machine_bytes = machine.available_bytes;
-    plan.available_bytes =
-        asked == 0 ? machine.available_bytes : std::min(asked, machine.available_bytes);
-    uint64_t one_more = 0;
-    SHOAL_TRY(find_fit(state, plan.available_bytes, plan.slots_fit));
-    SHOAL_TRY(total_for(state, slots + 4096, one_more));
-    SHOAL_TRY(total_for(state, slots, plan.total_bytes));
-    plan.bytes_per_slot = (one_more - plan.total_bytes) / 4096;
-    SHOAL_TRY(count(state, plan));
-    if (asked > machine.available_bytes) {
-        plan.notes.push_back(fmt::format("host.kv_bytes = {}: this machine offers {}",
-                                         offload::bytes_text(asked), machine.available_text()));
-    }
-    note_reuse(state, plan);
-    for (uint32_t l = 0; l < state.shape.layers.size(); ++l) {
-        if (state.shape.layers[l].kind == LayerKind::sliding) {
-            plan.notes.push_back(
-                fmt::format("layer {} slides over {} tokens: kept whole, served dense", l,
-                            state.shape.layers[l].window));
+    SHOAL_TRY(data.rows.hold(SlotRange{}, offload::HoldFor::reading));
+    const kernels::KvView kv = data.rows.view();
+    for (size_t i = 0; i < to.slots.size(); ++i) {
+        const bool has_row = written(to.slots[i]);
+        const auto slot = static_cast<uint32_t>(to.slots[i]);
+        std::byte* out = to.out + i * to.stride;
+        for (uint32_t h = 0; h < kv.format.kv_head_count; ++h, out += to.head_bytes) {
+            if (!has_row) std::memset(out, 0, to.head_bytes);
+            else std::memcpy(out, to.is_k ? kv.k_row(slot, h) : kv.v_row(slot, h), to.head_bytes);
         }
     }
     return Status::ok();
-}
-
-Status check_fits(const SessionState& state, const MemoryPlan& plan) {
-    if (plan.total_bytes <= plan.available_bytes) return Status::ok();
-    return Status::error(
-        StatusCode::out_of_memory,
-        fmt::format("options.slots_per_store = {}: needs {}: {} of memory are available ({}). "
-                    "Largest context that fits: {} tokens",
-                    state.options.slots_per_store, offload::bytes_text(plan.total_bytes),
-                    offload::bytes_text(plan.available_bytes),
-                    state.config.host.kv_bytes == 0 ? "what this machine offers"
-                                                    : "host.kv_bytes and what this machine offers",
-                    plan.slots_fit));
 }
 
 }  // namespace
@@ -259,6 +221,14 @@ Result<MemoryPlan> Session::plan(const Config& config, const ModelShape& shape,
 
 Result<std::unique_ptr<Session>> Session::create(const Config& config, const ModelShape& shape,
                                                  const SessionOptions& options) {
+    return SessionMaker::create(config, shape, options, open_disk);
+}
+
+Result<std::unique_ptr<Session>> SessionMaker::create(const Config& config,
+                                                      const ModelShape& shape,
+                                                      const SessionOptions& options,
+                                                      const DiskMaker& make_disk) {
+    using Impl = Session::Impl;
     auto impl = std::make_unique<Impl>();
     SessionState& state = impl->state;
     MemoryPlan plan;
@@ -270,6 +240,12 @@ Result<std::unique_ptr<Session>> Session::create(const Config& config, const Mod
     state.arena.reset(new offload::Arena(offload::Arena::real(
         *state.budget,
         config.host.huge_pages ? offload::HugePages::advise : offload::HugePages::off)));
+    if (state.spills()) {
+        Result<std::unique_ptr<offload::Tier>> disk = make_disk(state, plan.disk_bytes);
+        if (!disk) return disk.status();
+        state.disk = std::move(*disk);
+        state.identity = random_identity();
+    }
     SHOAL_TRY(lay_out(*state.arena, state));
     state.formats.resize(state.groups.count());
     state.recall_sum.resize(shape.layers.size());
@@ -348,8 +324,7 @@ Status Session::truncate(StoreId id, uint32_t slot_count) {
     Result<Store*> store = impl_->find(id);
     if (!store) return store.status();
     impl_->step->abandon();
-    (*store)->truncate(slot_count);
-    return Status::ok();
+    return (*store)->truncate(slot_count);
 }
 
 Status Session::begin_step(const StepInput& input) { return impl_->step->begin(input); }
@@ -404,20 +379,16 @@ Status Session::read(LayerId layer, StoreId id, std::span<const int64_t> slots, 
                                    slots.size() * shape.kv_head_count * head_bytes));
     }
     const SlotRange groups = state.groups.of_layer(layer.index);
+    const size_t slots_at_once = (*store)->spills() ? kernels::kSpanSlots : slots.size();
     for (uint32_t g = groups.begin; g < groups.end; ++g) {
         const Group& group = state.groups.all()[g];
-        const GroupStore& data = (*store)->group(g);
-        const kernels::KvView kv = data.rows.view();
-        for (size_t i = 0; i < slots.size(); ++i) {
-            const auto slot = static_cast<uint32_t>(slots[i]);
-            std::byte* to =
-                out.data() + (i * shape.kv_head_count + group.kv_head_first) * head_bytes;
-            const bool written = slots[i] >= 0 && slots[i] < state.limits.slot_count_max &&
-                                 data.has_row(slot, is_k);
-            for (uint32_t h = 0; h < group.piece.kv_head_count; ++h, to += head_bytes) {
-                if (!written) std::memset(to, 0, head_bytes);
-                else std::memcpy(to, is_k ? kv.k_row(slot, h) : kv.v_row(slot, h), head_bytes);
-            }
+        for (size_t begin = 0; begin < slots.size(); begin += slots_at_once) {
+            const size_t count = std::min(slots_at_once, slots.size() - begin);
+            RowsOut rows{slots.subspan(begin, count), is_k, head_bytes,
+                         shape.kv_head_count * head_bytes,
+                         out.data() + (begin * shape.kv_head_count + group.kv_head_first) *
+                                          head_bytes};
+            SHOAL_TRY(read_rows((*store)->group(g), state.limits.slot_count_max, rows));
         }
     }
     return Status::ok();
@@ -485,6 +456,7 @@ uint64_t Session::trace_dropped() const { return impl_->state.trace.dropped(); }
 void Session::reset_stats() {
     SessionState& state = impl_->state;
     state.stats = Stats{};
+    if (state.cache != nullptr) state.cache->reset_counters();
     std::fill(state.recall_sum.begin(), state.recall_sum.end(), 0.0);
     std::fill(state.recall_count.begin(), state.recall_count.end(), 0);
     for (const auto& store : state.stores) {

@@ -7,6 +7,7 @@
 
 #include "kernels/backend.hpp"
 #include "offload/arena.hpp"
+#include "offload/block_cache.hpp"
 #include "offload/executor.hpp"
 #include "runtime/groups.hpp"
 #include "runtime/label_source.hpp"
@@ -21,6 +22,7 @@ namespace shoal {
 struct Workspace {
     offload::Region selector;  // selector_workspace_bytes()
     offload::Region prefill;   // kernels::prefill_workspace_bytes()
+    offload::Region prefill_state;  // kernels::prefill_state_bytes(), with a disk
     offload::Region partials;  // partial states of the largest attend
     offload::Region lists;     // attended lists of every group, store and query
     offload::Region views;     // what each query of each store may see: QueryView::bytes() each
@@ -36,6 +38,7 @@ struct Limits {
     uint32_t kv_head_count_max = 0;
     uint32_t v_head_dim_max = 0;
     uint32_t thread_count = 1;
+    uint32_t frame_count = 0;          // blocks in RAM, with a disk
     SummaryLimits summaries;
 };
 
@@ -49,6 +52,8 @@ struct SessionState {
     Executor executor;
     std::unique_ptr<offload::Budget> budget;
     std::unique_ptr<offload::Arena> arena;
+    std::unique_ptr<offload::Tier> disk;        // with disk.dir
+    std::unique_ptr<offload::BlockCache> cache; // likewise
     Workspace workspace;
     std::vector<size_t> list_offset;           // [group] into workspace.lists, in slots
     std::vector<uint32_t> list_rows_max;       // [group] slots a list of this group may hold
@@ -57,6 +62,7 @@ struct SessionState {
     std::unique_ptr<LabelSource> label_source;
     Selector selector;
     const kernels::Backend* backend = nullptr;
+    uint64_t identity = 0;                      // of this session's blocks on disk
     Stats stats;
     Trace trace;
     std::vector<double> recall_sum;            // [layer]
@@ -65,6 +71,7 @@ struct SessionState {
     void log(LogLevel level, const std::string& text) const {
         if (options.log) options.log(level, text);
     }
+    bool spills() const { return !config.disk.dir.empty(); }
     // Safety set and selected rows of a group at most.
     static uint32_t list_rows(const Config& config, const Group& group, uint32_t slot_count_max);
 };
@@ -73,10 +80,18 @@ struct SessionState {
 Status lay_out(offload::Arena& arena, SessionState& state);
 // The part that follows budget and safety, again after reconfigure().
 Status lay_out_lists(offload::Arena& arena, SessionState& state);
+uint64_t list_bytes(const SessionState& state);
+// Blocks that must be in RAM for the largest piece of work, and all there are.
+uint32_t frames_least(const SessionState& state);
+uint64_t frames_most(const SessionState& state);
+uint64_t frame_bytes(const SessionState& state);
 Limits limits_of(const Config& config, const SessionOptions& options, const Groups& groups,
                  uint32_t thread_count);
 SelectorLimits selector_limits(const Limits& limits);
 
+// Fills in the plan of a session that was prepared, and how many blocks it has in RAM.
+Status make_plan(SessionState& state, MemoryPlan& plan);
+Status check_fits(const SessionState& state, const MemoryPlan& plan);
 // Refuses changes of what is stored.
 Status check_reconfigure(const SessionState& state, const Config& config);
 Stats collect_stats(const SessionState& state);

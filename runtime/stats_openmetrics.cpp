@@ -68,6 +68,39 @@ void add_times(const Stats& stats, Exposition& out) {
     out.sample(total, "stage", "exact", seconds(stats.exact_ns));
 }
 
+void add_disk(const Stats& stats, Exposition& out) {
+    out.counter("shoal_block_hits", "Blocks that attention found in RAM.", stats.block_hits);
+    out.counter("shoal_block_misses", "Blocks that it had to read from disk.",
+                stats.block_misses);
+    out.counter("shoal_blocks_written", "Blocks written to disk.", stats.blocks_written);
+    out.counter("shoal_blocks_prefetched", "Blocks whose read began before they were needed.",
+                stats.blocks_prefetched);
+    constexpr std::string_view kName = "shoal_prefetch_outcomes";
+    out.family(kName, "counter", "", "Blocks read ahead, by what came of it.");
+    const std::string total = std::string(kName) + "_total";
+    out.sample(total, "outcome", "used", std::to_string(stats.blocks_prefetched_used));
+    out.sample(total, "outcome", "late", std::to_string(stats.blocks_prefetched_late));
+    out.sample(total, "outcome", "wasted", std::to_string(stats.blocks_prefetched_wasted));
+    out.counter("shoal_disk_reads", "Reads of the device.", stats.disk_reads);
+    out.bytes_counter("shoal_disk_read_bytes", "Read from disk.", stats.disk_read_bytes);
+    out.bytes_counter("shoal_disk_written_bytes", "Written to disk.", stats.disk_written_bytes);
+    constexpr std::string_view kTimes = "shoal_disk_seconds";
+    out.family(kTimes, "counter", "seconds",
+               "Time of steps: fetching blocks; of that, waiting for reads and for writes.");
+    const std::string times = std::string(kTimes) + "_total";
+    out.sample(times, "part", "fetch", seconds(stats.fetch_ns));
+    out.sample(times, "part", "read_wait", seconds(stats.exposed_wait_ns));
+    out.sample(times, "part", "write_wait", seconds(stats.write_wait_ns));
+    out.counter("shoal_disk_retries", "Reads and writes repeated.", stats.disk_retries);
+    out.counter("shoal_disk_checksum_mismatches", "Reads that were not what was written.",
+                stats.disk_checksum_mismatches);
+    out.counter("shoal_disk_deadlines_missed", "Reads and writes that took too long.",
+                stats.disk_deadlines_missed);
+    out.counter("shoal_block_write_failures", "Blocks that disk refused.",
+                stats.block_write_failures);
+    out.gauge("shoal_disk_kv_bytes", "bytes", "Size of the file of rows.", stats.disk_kv_bytes);
+}
+
 }  // namespace
 
 std::string stats_to_openmetrics(const Stats& stats, const std::string& version) {
@@ -85,6 +118,7 @@ std::string stats_to_openmetrics(const Stats& stats, const std::string& version)
     out.bytes_counter("shoal_label_read_bytes", "Labels that selection read.",
                       stats.label_bytes_read);
     add_times(stats, out);
+    if (stats.disk_kv_bytes != 0) add_disk(stats, out);
     out.counter("shoal_selections", "Selections made, by groups of heads.", stats.selections);
     out.counter("shoal_selections_reused", "Selections of an anchor layer attended again.",
                 stats.selections_reused);

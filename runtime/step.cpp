@@ -181,19 +181,28 @@ Status Step::write(uint32_t layer, Store& store, std::span<const int64_t> slots,
     if (!all_finite(k)) return invalid(fmt::format("layer {}: k holds NaN or Inf", layer));
     if (!all_finite(v)) return invalid(fmt::format("layer {}: v holds NaN or Inf", layer));
     const uint64_t started = now_ns();
-    const SlotRange groups = s_.groups.of_layer(layer);
-    for (uint32_t g = groups.begin; g < groups.end; ++g) {
-        const Group& group = s_.groups.all()[g];
-        if (!v.empty()) {
-            SHOAL_TRY(store.write(g, group, RowPart::v, slots, v, *s_.backend, s_.executor));
-        }
-        if (!k.empty()) {
-            SHOAL_TRY(store.write(g, group, RowPart::k, slots, k, *s_.backend, s_.executor));
-        }
-    }
+    if (!v.empty()) SHOAL_TRY(write_part(layer, store, RowPart::v, slots, v));
+    if (!k.empty()) SHOAL_TRY(write_part(layer, store, RowPart::k, slots, k));
     const uint64_t ended = now_ns();
     s_.stats.append_ns += ended - started;
     s_.trace.add(TraceStage::append, layer, started, ended);
+    return Status::ok();
+}
+
+Status Step::write_part(uint32_t layer, Store& store, RowPart part, std::span<const int64_t> slots,
+                        const ConstTensor& rows) {
+    const SlotRange groups = s_.groups.of_layer(layer);
+    for (size_t begin = 0; begin < slots.size();) {
+        const std::span<const int64_t> some =
+            slots.subspan(begin, Store::write_slots(slots.subspan(begin)));
+        const auto end = static_cast<uint32_t>(begin + some.size());
+        const ConstTensor rows_here = rows_of(rows, static_cast<uint32_t>(begin), end);
+        for (uint32_t g = groups.begin; g < groups.end; ++g) {
+            SHOAL_TRY(store.write(g, s_.groups.all()[g], part, some, rows_here, *s_.backend,
+                                  s_.executor));
+        }
+        begin = end;
+    }
     return Status::ok();
 }
 
@@ -263,6 +272,7 @@ Status Step::attend(const AttendCall& call) {
     SHOAL_TRY(check_attend(call));
     SHOAL_TRY(learn(call.layer, *call.q));
     SHOAL_TRY(prepare_views(*call.visibility));
+    layer_ = call.layer;
     for (uint32_t i = 0; i < stores_.size(); ++i) {
         const uint32_t queries =
             call.visibility->query_offsets[i + 1] - call.visibility->query_offsets[i];
@@ -275,6 +285,7 @@ Status Step::attend(const AttendCall& call) {
             SHOAL_TRY(attend_lists(i, call));
         }
     }
+    if (s_.cache != nullptr) s_.cache->write_behind();
     return Status::ok();
 }
 
@@ -296,13 +307,10 @@ Status Step::attend_lists(uint32_t store_index, const AttendCall& call) {
             jobs_.push_back(job);
         }
     }
-    const uint64_t started = now_ns();
-    run_jobs(store, call, jobs_);
-    const uint64_t ended = now_ns();
-    s_.stats.attend_ns += ended - started;
-    s_.trace.add(TraceStage::attend, call.layer, started, ended);
-    sample_recall(store, call, jobs_.front());
-    return Status::ok();
+    begin_stage(TraceStage::attend);
+    SHOAL_TRY(run_jobs(store, call, jobs_));
+    end_stage(now_ns());
+    return sample_recall(store, call, jobs_.front());
 }
 
 // Which slots a query attends in a group: everything, or the safety set and a selection, its own or
@@ -317,6 +325,7 @@ Status Step::choose(const Group& group, Store& store, const AttendCall& call, Jo
         if (group.selects()) {
             list = select(group, job.query, job.view, store, call);
             selected_[list_index(group.index, job.view)] = 1;
+            prefetch_reuse(group, store, list);
             s_.stats.selections++;
         } else {
             SHOAL_TRY(reuse(group, job.view, list));

@@ -65,8 +65,18 @@ private:
         float* partials = nullptr;
     };
 
+    // Rows [begin, end) of a job's list: what is computed at once.
+    struct Part {
+        const Job* job = nullptr;
+        uint32_t index = 0;
+        uint32_t begin = 0;
+        uint32_t end = 0;
+    };
+
     Status write(uint32_t layer, Store& store, std::span<const int64_t> slots,
                  const ConstTensor& k, const ConstTensor& v);
+    Status write_part(uint32_t layer, Store& store, kernels::RowPart part,
+                      std::span<const int64_t> slots, const ConstTensor& rows);
     Status check_step(const StepInput& input) const;
     Status place_tokens(const StepInput& input, std::vector<int64_t>& slots);
     void forget_lists();
@@ -77,25 +87,39 @@ private:
                          QueryView* view);
     Status check_written(uint32_t layer, uint32_t store_index) const;
     Status compare_rows(uint32_t layer, uint32_t store_index);
+    Status find_wrong_row(const GroupStore& group, std::span<const kernels::SpanMask> seen,
+                          uint32_t& slot);
     Status check_list(const Job& job);
     Status learn(uint32_t layer, const ConstTensor& q);
     Status start_labels(uint32_t layer);
 
     Status attend_lists(uint32_t store_index, const AttendCall& call);
     Status attend_exact(uint32_t store_index, const AttendCall& call);
+    Status attend_passes(const offload::BlockStore& rows, std::span<const kernels::SpanMask> seen,
+                         kernels::PrefillInput& in, kernels::PrefillOutput& out);
+    uint32_t want_pass(const offload::BlockStore& rows, std::span<const kernels::SpanMask> seen,
+                       uint32_t begin);
     Status choose(const Group& group, Store& store, const AttendCall& call, Job& job);
+    void prefetch_reuse(const Group& anchor, const Store& store,
+                        const kernels::SlotList& list) const;
     Status reuse(const Group& group, uint32_t view_index, kernels::SlotList& list) const;
     kernels::SlotList select(const Group& group, uint32_t query, uint32_t view_index, Store& store,
                              const AttendCall& call);
     uint32_t budget_of(const Group& group, const SelectHistory& history) const;
     void adapt_rows();
     bool attends_everything(const Group& group, const Store& store, uint32_t visible_count);
-    void run_jobs(const Store& store, const AttendCall& call, std::span<Job> jobs);
+    Status run_jobs(const Store& store, const AttendCall& call, std::span<Job> jobs);
     void merge_job(const Job& job, float* out, size_t out_head_stride, float* lse) const;
     kernels::AttendInput input_of(const Store& store, const AttendCall& call,
                                   const Job& job) const;
-    void sample_recall(const Store& store, const AttendCall& call, const Job& job);
-    void run_parts(const Store& store, const AttendCall& call, std::span<const Job> jobs);
+    Status sample_recall(const Store& store, const AttendCall& call, const Job& job);
+    static Part part_of(std::span<const Job> jobs, uint32_t index);
+    Status run_parts(const Store& store, const AttendCall& call, std::span<const Job> jobs);
+    Status bring_parts(const Store& store, std::span<const Job> jobs, uint32_t begin,
+                       uint32_t& end);
+    Status fetch_wanted();
+    void begin_stage(TraceStage stage);
+    void end_stage(uint64_t ended_ns);
     uint32_t* list_of(uint32_t group, uint32_t view_index) const;
     size_t list_index(uint32_t group, uint32_t view_index) const {
         return size_t{group} * s_.limits.views_max + view_index;
@@ -104,6 +128,9 @@ private:
 
     SessionState& s_;
     bool open_ = false;
+    uint32_t layer_ = 0;                   // that is attended
+    TraceStage stage_ = TraceStage::attend;
+    uint64_t stage_began_ns_ = 0;
     bool told_dense_without_statistics_ = false;
     uint32_t first_kv_layer_ = 0;
     std::vector<uint8_t> labels_started_;  // [layer] in every store

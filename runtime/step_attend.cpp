@@ -130,18 +130,33 @@ Status Step::compare_rows(uint32_t layer, uint32_t store_index) {
     for (uint32_t g = groups.begin; g < groups.end; ++g) {
         const GroupStore& group = store.group(g);
         if (!group.check.is_on()) return Status::ok();
-        const uint32_t slot = group.check.first_wrong(group.rows.view(), seen_[store_index]);
-        if (slot == UINT32_MAX) {
-            for (const kernels::SpanMask& mask : seen_[store_index]) {
-                s_.stats.rows_checked += static_cast<uint64_t>(std::popcount(mask.visible[0]) +
-                                                               std::popcount(mask.visible[1]));
-            }
-            continue;
-        }
+        uint32_t slot = UINT32_MAX;
+        SHOAL_TRY(find_wrong_row(group, seen_[store_index], slot));
+        if (slot == UINT32_MAX) continue;
         return Status::error(StatusCode::corrupt,
                              fmt::format("layer {}, store {}: the row of slot {} is not what was "
                                          "written there (host.check_rows)",
                                          layer, stores_[store_index], slot));
+    }
+    return Status::ok();
+}
+
+// With a disk a few spans at a time: all that is visible does not fit in RAM.
+Status Step::find_wrong_row(const GroupStore& group, std::span<const kernels::SpanMask> seen,
+                            uint32_t& slot) {
+    const auto span_count = static_cast<uint32_t>(seen.size());
+    const uint32_t step = group.rows.spills() ? kSpansAtOnce : span_count;
+    for (uint32_t begin = 0; begin < span_count; begin += step) {
+        const uint32_t end = std::min(begin + step, span_count);
+        group.rows.begin_wave();
+        SHOAL_TRY(group.rows.hold({begin * kernels::kSpanSlots, end * kernels::kSpanSlots},
+                                  offload::HoldFor::reading));
+        slot = group.check.first_wrong(group.rows.view(), seen, {begin, end});
+        if (slot != UINT32_MAX) return Status::ok();
+    }
+    for (const kernels::SpanMask& mask : seen) {
+        s_.stats.rows_checked += static_cast<uint64_t>(std::popcount(mask.visible[0]) +
+                                                       std::popcount(mask.visible[1]));
     }
     return Status::ok();
 }
@@ -274,22 +289,50 @@ kernels::AttendInput Step::input_of(const Store& store, const AttendCall& call,
     return in;
 }
 
+// Part `index` of all parts of the jobs.
+Step::Part Step::part_of(std::span<const Job> jobs, uint32_t index) {
+    size_t j = jobs.size() - 1;
+    while (jobs[j].part_first > index) --j;
+    Part part;
+    part.job = &jobs[j];
+    part.index = index - jobs[j].part_first;
+    const uint32_t rows = kernels::attend_part_rows(jobs[j].slots.count);
+    part.begin = part.index * rows;
+    part.end = std::min(part.begin + rows, jobs[j].slots.count);
+    return part;
+}
+
 // Every part of every job is one piece of parallel work; a part's cut depends on its list alone.
-void Step::run_parts(const Store& store, const AttendCall& call, std::span<const Job> jobs) {
+// With a disk, as many parts at a time as have their rows in RAM.
+Status Step::run_parts(const Store& store, const AttendCall& call, std::span<const Job> jobs) {
     const Job& last = jobs.back();
     const uint32_t parts = last.part_first + kernels::attend_part_count(last.slots.count);
-    offload::run_on(s_.executor, parts, [&](uint32_t index, uint32_t) {
-        size_t j = jobs.size() - 1;
-        while (jobs[j].part_first > index) --j;
-        const Job& job = jobs[j];
-        const uint32_t part = index - job.part_first;
-        const uint32_t rows = kernels::attend_part_rows(job.slots.count);
-        const uint32_t begin = part * rows;
-        s_.backend->attend_part(
-            input_of(store, call, job), begin, std::min(begin + rows, job.slots.count),
-            kernels::attend_partial_at(job.partials, part, job.group->q_head_count(),
-                                       job.group->piece.v_head_dim));
-    });
+    for (uint32_t begin = 0; begin < parts;) {
+        uint32_t end = parts;
+        SHOAL_TRY(bring_parts(store, jobs, begin, end));
+        offload::run_on(s_.executor, end - begin, [&](uint32_t i, uint32_t) {
+            const Part part = part_of(jobs, begin + i);
+            const Job& job = *part.job;
+            s_.backend->attend_part(
+                input_of(store, call, job), part.begin, part.end,
+                kernels::attend_partial_at(job.partials, part.index, job.group->q_head_count(),
+                                           job.group->piece.v_head_dim));
+        });
+        begin = end;
+    }
+    return Status::ok();
+}
+
+void Step::begin_stage(TraceStage stage) {
+    stage_ = stage;
+    stage_began_ns_ = now_ns();
+}
+
+// Attention up to here, less what was spent on fetching, which is a stage of its own.
+void Step::end_stage(uint64_t ended_ns) {
+    (stage_ == TraceStage::exact ? s_.stats.exact_ns : s_.stats.attend_ns) +=
+        ended_ns - stage_began_ns_;
+    s_.trace.add(stage_, layer_, stage_began_ns_, ended_ns);
 }
 
 void Step::merge_job(const Job& job, float* out, size_t out_head_stride, float* lse) const {
@@ -301,7 +344,7 @@ void Step::merge_job(const Job& job, float* out, size_t out_head_stride, float* 
     s_.backend->merge(in, {out, out_head_stride, lse});
 }
 
-void Step::run_jobs(const Store& store, const AttendCall& call, std::span<Job> jobs) {
+Status Step::run_jobs(const Store& store, const AttendCall& call, std::span<Job> jobs) {
     float* partials = s_.workspace.partials.as<float>();
     uint32_t parts = 0;
     for (Job& job : jobs) {
@@ -312,7 +355,7 @@ void Step::run_jobs(const Store& store, const AttendCall& call, std::span<Job> j
         partials += count * kernels::attend_partial_floats(job.group->q_head_count(),
                                                            job.group->piece.v_head_dim);
     }
-    run_parts(store, call, jobs);
+    SHOAL_TRY(run_parts(store, call, jobs));
     for (const Job& job : jobs) {
         const uint32_t head = job.group->q_head_first();
         merge_job(job, out_row(*call.out, job.query, head),
@@ -322,20 +365,24 @@ void Step::run_jobs(const Store& store, const AttendCall& call, std::span<Job> j
                         call.lse + size_t{job.query} * s_.shape.q_head_count + head);
         }
     }
+    return Status::ok();
 }
 
 // The share of exact attention mass that the list covers: exp(lse of the list - lse of all). It
-// comes from attention itself, not from labels. One layer every `recall_every` steps.
-void Step::sample_recall(const Store& store, const AttendCall& call, const Job& job) {
+// comes from attention itself, not from labels. One layer every `recall_every` steps. Not with a
+// disk, where it would read all there is.
+Status Step::sample_recall(const Store& store, const AttendCall& call, const Job& job) {
     const uint32_t every = s_.config.stats.recall_every;
-    if (every == 0 || s_.stats.steps % every != 0 || call.layer != sample_layer_) return;
-    if (sampled_step_ == s_.stats.steps) return;
+    if (every == 0 || s_.stats.steps % every != 0 || call.layer != sample_layer_ ||
+        sampled_step_ == s_.stats.steps || s_.cache != nullptr) {
+        return Status::ok();
+    }
     sampled_step_ = s_.stats.steps;
     const QueryView& view = views_[job.view];
     do {
         sample_layer_ = (sample_layer_ + 1) % static_cast<uint32_t>(s_.shape.layers.size());
     } while (s_.shape.layers[sample_layer_].kind != LayerKind::full && sample_layer_ != call.layer);
-    if (job.slots.count >= view.visible_count()) return;
+    if (job.slots.count >= view.visible_count()) return Status::ok();
 
     const uint32_t heads = job.group->q_head_count();
     Job sample = job;
@@ -345,7 +392,7 @@ void Step::sample_recall(const Store& store, const AttendCall& call, const Job& 
          {std::pair{job.slots, sample_.lse_list.data()},
           std::pair{view.visible(), sample_.lse_all.data()}}) {
         sample.slots = slots;
-        run_parts(store, call, {&sample, 1});
+        SHOAL_TRY(run_parts(store, call, {&sample, 1}));
         merge_job(sample, sample_.out.data(), job.group->piece.v_head_dim, lse);
     }
     double recall = 0;
@@ -354,13 +401,14 @@ void Step::sample_recall(const Store& store, const AttendCall& call, const Job& 
     }
     s_.recall_sum[call.layer] += recall;
     s_.recall_count[call.layer]++;
+    return Status::ok();
 }
 
 Status Step::attend_exact(uint32_t store_index, const AttendCall& call) {
     const Store& store = *s_.stores[stores_[store_index]];
     const uint32_t begin = call.visibility->query_offsets[store_index];
     const uint32_t end = call.visibility->query_offsets[store_index + 1];
-    const uint64_t started = now_ns();
+    begin_stage(TraceStage::exact);
     const SlotRange groups = s_.groups.of_layer(call.layer);
     for (uint32_t g = groups.begin; g < groups.end; ++g) {
         const Group& group = s_.groups.all()[g];
@@ -382,7 +430,7 @@ Status Step::attend_exact(uint32_t store_index, const AttendCall& call) {
         std::vector<float>& lse = exact_lse_;
         lse.resize(call.lse == nullptr ? 0 : in.query_count * group.q_head_count());
         if (call.lse != nullptr) out.lse = lse.data();
-        s_.backend->prefill(in, out, s_.workspace.prefill.data(), s_.executor);
+        SHOAL_TRY(attend_passes(store.group(g).rows, seen_[store_index], in, out));
         for (size_t i = 0; i < lse.size(); ++i) {
             const size_t query = begin + i / group.q_head_count();
             call.lse[query * s_.shape.q_head_count + group.q_head_first() +
@@ -390,9 +438,7 @@ Status Step::attend_exact(uint32_t store_index, const AttendCall& call) {
         }
         s_.stats.queries_exact += in.query_count;
     }
-    const uint64_t ended = now_ns();
-    s_.stats.exact_ns += ended - started;
-    s_.trace.add(TraceStage::exact, call.layer, started, ended);
+    end_stage(now_ns());
     return Status::ok();
 }
 

@@ -1,6 +1,7 @@
 #include "runtime/store.hpp"
 
 #include <fmt/format.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <bit>
@@ -13,6 +14,7 @@ namespace shoal {
 
 using kernels::kSpanSlots;
 using kernels::RowPart;
+using offload::HoldFor;
 using offload::MemoryTag;
 
 namespace {
@@ -47,10 +49,25 @@ Status take_labels(offload::Arena& arena, const Group& group, uint32_t slot_coun
     return Status::ok();
 }
 
+offload::SpillTo spill_of(const Group& group, const StoreOptions& options) {
+    if (options.cache == nullptr) return {};
+    offload::SpillTo spill;
+    spill.cache = options.cache;
+    const uint64_t lane[] = {options.identity, group.index};
+    spill.identity = XXH3_64bits(lane, sizeof lane);
+    spill.name = fmt::format("{}, layer {}", options.name, group.layer);
+    if (group.piece.kv_head_count == 1) {
+        spill.name += fmt::format(", KV head {}", group.kv_head_first);
+    }
+    return spill;
+}
+
 Status create_group(offload::Arena& arena, const Group& group, uint32_t slot_count_max,
-                    const SummaryLimits& summaries, GroupStore& out) {
+                    const StoreOptions& options, GroupStore& out) {
+    const SummaryLimits& summaries = options.summaries;
     const offload::BlockLayout layout = offload::make_block_layout(group.piece);
-    Result<offload::BlockStore> rows = offload::BlockStore::create(arena, layout, slot_count_max);
+    Result<offload::BlockStore> rows = offload::BlockStore::create(
+        arena, layout, slot_count_max, spill_of(group, options));
     if (!rows) return rows.status();
     out.rows = std::move(*rows);
     if (!group.keeps_summaries()) return Status::ok();
@@ -84,7 +101,7 @@ Result<std::unique_ptr<Store>> Store::create(offload::Arena& arena, const Groups
         new Store(std::move(*index), arena.is_counting() ? 0 : slot_count_max));
     for (const Group& group : groups.all()) {
         auto made = std::make_unique<GroupStore>();
-        SHOAL_TRY(create_group(arena, group, slot_count_max, options.summaries, *made));
+        SHOAL_TRY(create_group(arena, group, slot_count_max, options, *made));
         made->written = {written, spans};
         written += spans;
         if (options.check_rows) {
@@ -115,6 +132,7 @@ Status Store::write(uint32_t group_index, const Group& group, RowPart part,
                     std::span<const int64_t> slots, const ConstTensor& rows,
                     const kernels::Backend& backend, const Executor& executor) {
     GroupStore& out = *groups_[group_index];
+    SHOAL_TRY(hold_to_write(out, part, slots));
     kernels::AppendInput in;
     in.kv = out.rows.view();
     in.part = part;
@@ -138,6 +156,36 @@ Status Store::write(uint32_t group_index, const Group& group, RowPart part,
                                                                        : group.piece.v_dtype)));
     }
     return part == RowPart::k ? keys_changed(out, slots, executor) : Status::ok();
+}
+
+// With a disk: the slots, to be changed, and what labels and page bounds of them are made from.
+Status Store::hold_to_write(GroupStore& group, RowPart part, std::span<const int64_t> slots) {
+    if (!group.rows.spills()) return Status::ok();
+    group.rows.begin_wave();
+    for (size_t i = 0; part == RowPart::k && i < slots.size();) {
+        const SlotRange run = run_at(slots, i);
+        const auto need = [&group](SlotRange rows) { group.rows.want(rows); };
+        if (group.labels.started()) group.labels.rows_needed(run, group.written, need);
+        if (group.pages.started()) {
+            const uint32_t page = group.pages.page_slots();
+            need({run.begin / page * page, (run.end + page - 1) / page * page});
+        }
+        i += run.end - run.begin;
+    }
+    return group.rows.hold(slots, HoldFor::writing);
+}
+
+// Slots of few spans, since an overwrite may need a span's rows for its labels. Without a disk too:
+// labels, and so what is selected, must not depend on it.
+size_t Store::write_slots(std::span<const int64_t> slots) {
+    uint32_t spans = 0;
+    int64_t last = -1;
+    for (size_t i = 0; i < slots.size(); ++i) {
+        const int64_t span = slots[i] / kSpanSlots;
+        if (span != last && ++spans > kSpansAtOnce) return i;
+        last = span;
+    }
+    return slots.size();
 }
 
 Status Store::keys_changed(GroupStore& group, std::span<const int64_t> slots,
@@ -178,12 +226,21 @@ Status Store::start_labels(uint32_t group_index, const kernels::Backend& backend
     group.labels.start(backend, formats, memory);
     const uint32_t slot_end = order_.slot_end();
     if (slot_end == 0) return Status::ok();
-    const Status touched = touch_summaries(group, slot_end);
-    if (!touched) {
-        group.labels = LabelIndex();  // not started: the next step tries again
-        return touched;
+    Status labelled = touch_summaries(group, slot_end);
+    if (labelled) labelled = label_all(group, slot_end, executor);
+    if (!labelled) group.labels = LabelIndex();  // not started: the next step tries again
+    return labelled;
+}
+
+// Labels of slots [0, slot_end), of which there are none yet.
+Status Store::label_all(GroupStore& group, uint32_t slot_end, const Executor& executor) {
+    const uint32_t step = group.rows.spills() ? kSpansAtOnce * kSpanSlots : slot_end;
+    for (uint32_t begin = 0; begin < slot_end; begin += step) {
+        const SlotRange slots{begin, std::min(begin + step, slot_end)};
+        group.rows.begin_wave();
+        SHOAL_TRY(group.rows.hold(slots, HoldFor::reading));
+        group.labels.on_keys(group.rows.view(), slots, group.written, executor);
     }
-    group.labels.on_keys(group.rows.view(), {0, slot_end}, group.written, executor);
     return Status::ok();
 }
 
@@ -204,41 +261,56 @@ Status Store::copy_part(uint32_t group_index, RowPart part, const Store& from,
     const bool is_k = part == RowPart::k;
     const uint32_t slot_end = from.order_.slot_end();
     if (is_k) SHOAL_TRY(touch_summaries(to, slot_end));
-    const kernels::KvView from_rows = source.rows.view();
-    const kernels::KvView to_rows = to.rows.view();
-    const kernels::PieceFormat& format = to_rows.format;
-    const size_t bytes = is_k ? format.k_head_dim * dtype_bytes(format.k_dtype)
-                              : format.v_head_dim * dtype_bytes(format.v_dtype);
-    offload::run_on(executor, span_count_of(slot_end), [&](uint32_t span, uint32_t) {
-        for (uint32_t slot = span * kSpanSlots; slot < (span + 1) * kSpanSlots; ++slot) {
-            if (!source.has_row(slot, is_k)) continue;
-            for (uint32_t h = 0; h < format.kv_head_count; ++h) {
-                if (is_k) std::memcpy(to_rows.k_row(slot, h), from_rows.k_row(slot, h), bytes);
-                else std::memcpy(to_rows.v_row(slot, h), from_rows.v_row(slot, h), bytes);
-            }
-        }
-    });
+    const uint32_t span_count = span_count_of(slot_end);
+    const uint32_t step = source.rows.spills() ? kSpansAtOnce : span_count;
+    for (uint32_t span = 0; span < span_count; span += step) {
+        SHOAL_TRY(copy_rows(to, source, part, {span, std::min(span + step, span_count)}, executor));
+    }
     for (size_t span = 0; span < to.written.size(); ++span) {
         if (is_k) std::copy_n(source.written[span].k, 2, to.written[span].k);
         else std::copy_n(source.written[span].v, 2, to.written[span].v);
     }
     to.check.copy_from(source.check, part);
     if (is_k) to.histories = source.histories;
-    if (is_k) copy_summaries(to, source, slot_end, executor);
+    return is_k ? copy_summaries(to, source, slot_end, executor) : Status::ok();
+}
+
+Status Store::copy_rows(GroupStore& to, const GroupStore& from, RowPart part, SlotRange spans,
+                        const Executor& executor) {
+    const bool is_k = part == RowPart::k;
+    const SlotRange slots{spans.begin * kSpanSlots, spans.end * kSpanSlots};
+    to.rows.begin_wave();
+    from.rows.want(slots);
+    SHOAL_TRY(to.rows.hold(slots, HoldFor::writing));
+    const kernels::KvView from_rows = from.rows.view();
+    const kernels::KvView to_rows = to.rows.view();
+    const kernels::PieceFormat& format = to_rows.format;
+    const size_t bytes = is_k ? format.k_head_dim * dtype_bytes(format.k_dtype)
+                              : format.v_head_dim * dtype_bytes(format.v_dtype);
+    offload::run_on(executor, spans.end - spans.begin, [&](uint32_t i, uint32_t) {
+        const uint32_t first = slots.begin + i * kSpanSlots;
+        for (uint32_t slot = first; slot < first + kSpanSlots; ++slot) {
+            if (!from.has_row(slot, is_k)) continue;
+            for (uint32_t h = 0; h < format.kv_head_count; ++h) {
+                if (is_k) std::memcpy(to_rows.k_row(slot, h), from_rows.k_row(slot, h), bytes);
+                else std::memcpy(to_rows.v_row(slot, h), from_rows.v_row(slot, h), bytes);
+            }
+        }
+    });
     return Status::ok();
 }
 
-void Store::copy_summaries(GroupStore& to, const GroupStore& from, uint32_t slot_end,
-                           const Executor& executor) {
+Status Store::copy_summaries(GroupStore& to, const GroupStore& from, uint32_t slot_end,
+                             const Executor& executor) {
     const kernels::KvView kv = to.rows.view();
     if (to.pages.started()) to.pages.copy_from(kv.format, from.pages);
-    if (!to.labels.started()) return;
+    if (!to.labels.started()) return Status::ok();
     if (from.labels.started()) {
         to.labels.copy_from(from.labels);
-        return;
+        return Status::ok();
     }
     to.labels.clear();
-    if (slot_end != 0) to.labels.on_keys(kv, {0, slot_end}, to.written, executor);
+    return label_all(to, slot_end, executor);
 }
 
 Status Store::fork_from(Store& from, const Executor& executor) {
@@ -257,14 +329,30 @@ Status Store::fork_from(Store& from, const Executor& executor) {
             to.check.copy_from(source.check, part);
         }
         to.histories = source.histories;
-        copy_summaries(to, source, from.order_.slot_end(), executor);
+        status = copy_summaries(to, source, from.order_.slot_end(), executor);
+        if (!status) {
+            clear();
+            return status;
+        }
     }
     order_.copy_from(from.order_);
     return Status::ok();
 }
 
-void Store::truncate(uint32_t slot_count) {
+Status Store::truncate(uint32_t slot_count) {
+    // Labels and page bounds of what is left of the last span are made again.
+    groups_.front()->rows.begin_wave();
+    for (const auto& group : groups_) {
+        if (!group->labels.started() && !group->pages.started()) continue;
+        group->rows.want({slot_count / kSpanSlots * kSpanSlots, slot_count});
+    }
+    SHOAL_TRY(groups_.front()->rows.hold(SlotRange{}, HoldFor::reading));
     order_.forget_from(slot_count);
+    for (const auto& group : groups_) forget_from(*group, slot_count);
+    return Status::ok();
+}
+
+void Store::forget_from(GroupStore& group, uint32_t slot_count) {
     const auto keep = [slot_count](uint64_t (&bits)[2], uint32_t span) {
         for (uint32_t word = 0; word < 2; ++word) {
             const uint32_t base = span * kSpanSlots + word * 64;
@@ -272,20 +360,18 @@ void Store::truncate(uint32_t slot_count) {
             else if (slot_count - base < 64) bits[word] &= (uint64_t{1} << (slot_count - base)) - 1;
         }
     };
-    for (const auto& group : groups_) {
-        for (uint32_t span = slot_count / kSpanSlots; span < group->written.size(); ++span) {
-            keep(group->written[span].k, span);
-            keep(group->written[span].v, span);
-        }
-        group->labels.truncate(group->rows.view(), slot_count, group->written);
-        group->pages.truncate(group->rows.view(), slot_count, group->written);
-        group->rows.release_from(slot_count);
-        for (SelectHistory& history : group->histories) history.forget();
+    for (uint32_t span = slot_count / kSpanSlots; span < group.written.size(); ++span) {
+        keep(group.written[span].k, span);
+        keep(group.written[span].v, span);
     }
+    group.labels.truncate(group.rows.view(), slot_count, group.written);
+    group.pages.truncate(group.rows.view(), slot_count, group.written);
+    group.rows.release_from(slot_count);
+    for (SelectHistory& history : group.histories) history.forget();
 }
 
 void Store::clear() {
-    truncate(0);
+    SHOAL_ASSERT(truncate(0).is_ok());  // reads no row
     for (const auto& group : groups_) {
         group->labels.clear();
         group->label_region.release_from(0);

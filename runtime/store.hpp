@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kernels/backend.hpp"
@@ -52,7 +53,13 @@ struct StoreOptions {
     SummaryLimits summaries;
     uint32_t queries_max = 1;  // of a step that select
     bool check_rows = false;   // host.check_rows
+    offload::BlockCache* cache = nullptr;  // of blocks that lie on disk; null: all rows in RAM
+    uint64_t identity = 0;     // with a cache: of this store in this process
+    std::string name;          // with a cache, for messages: "store 0"
 };
+
+// Spans whose rows are in RAM together, with a disk, when many are gone through.
+inline constexpr uint32_t kSpansAtOnce = 8;
 
 class Store {
 public:
@@ -64,9 +71,12 @@ public:
 
     // Puts the slots [0, slot_end) of every group into RAM: once per step, before any write.
     Status ensure(uint32_t slot_end, const Executor& executor);
+    // How many of `slots`, from the first on, one write() may take.
+    static size_t write_slots(std::span<const int64_t> slots);
     // Makes sure that writing these slots, all ensured, changes no other store: after ensure().
     Status own(std::span<const int64_t> slots);
-    // Writes K or V of some slots. The rows must be finite. Encodes labels when keys came.
+    // Writes K or V of some slots. The rows must be finite. Encodes labels when keys came. At
+    // most write_slots() of them at a time.
     Status write(uint32_t group_index, const Group& group, kernels::RowPart part,
                  std::span<const int64_t> slots, const ConstTensor& rows,
                  const kernels::Backend& backend, const Executor& executor);
@@ -77,12 +87,15 @@ public:
     // ensured already. Labels follow the keys.
     Status copy_part(uint32_t group_index, kernels::RowPart part, const Store& from,
                      const Executor& executor);
+    // Whether rows lie on disk.
+    bool spills() const { return groups_.front()->rows.spills(); }
     // Starts the page bounds of every group that keeps some; before any key is written.
     void start_pages(const kernels::Backend& backend, uint32_t page_slots);
     // Starts labels of a group and encodes every span that already has keys.
     Status start_labels(uint32_t group_index, const kernels::Backend& backend,
                         std::span<const kernels::LabelFormat> formats, const Executor& executor);
-    void truncate(uint32_t slot_count);
+    // On failure (rows that are needed cannot be read from disk) nothing was forgotten.
+    Status truncate(uint32_t slot_count);
     void clear();
 
     SlotOrder& order() { return order_; }
@@ -102,8 +115,14 @@ private:
     // Puts the labels and page bounds of slots [0, slot_end) into RAM, of those that are started.
     static Status touch_summaries(GroupStore& group, uint32_t slot_end);
     // Labels and page bounds as in `from`, whose keys are here already. Memory for them is in RAM.
-    static void copy_summaries(GroupStore& to, const GroupStore& from, uint32_t slot_end,
-                               const Executor& executor);
+    static Status copy_summaries(GroupStore& to, const GroupStore& from, uint32_t slot_end,
+                                 const Executor& executor);
+    static Status label_all(GroupStore& group, uint32_t slot_end, const Executor& executor);
+    static Status copy_rows(GroupStore& to, const GroupStore& from, kernels::RowPart part,
+                            SlotRange spans, const Executor& executor);
+    static Status hold_to_write(GroupStore& group, kernels::RowPart part,
+                                std::span<const int64_t> slots);
+    void forget_from(GroupStore& group, uint32_t slot_count);
     Status keys_changed(GroupStore& group, std::span<const int64_t> slots,
                         const Executor& executor);
 

@@ -10,6 +10,7 @@ const char* trace_stage_name(TraceStage stage) {
         case TraceStage::select: return "select";
         case TraceStage::attend: return "attend";
         case TraceStage::exact: return "exact";
+        case TraceStage::fetch: return "fetch";
     }
     return "unknown";
 }

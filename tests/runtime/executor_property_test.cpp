@@ -64,6 +64,7 @@ public:
         options.slots_per_store = 4096;
         options.queries_per_step_max = 400;
         options.executor = executor;
+        config_ = testing::with_least_memory(config_, shape_, options);
         Result<std::unique_ptr<Session>> made = Session::create(config_, shape_, options);
         EXPECT_TRUE(made) << made.status().message();
         session_ = std::move(*made);

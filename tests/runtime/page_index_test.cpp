@@ -129,7 +129,7 @@ TEST_P(PageIndexTest, AnyUseOfTwoStores) {
         const uint32_t slot_end = store.order().slot_end();
         switch (below(12)) {
             case 0:
-                store.truncate(below(slot_end + 1));
+                ASSERT_TRUE(store.truncate(below(slot_end + 1)));
                 break;
             case 1:
                 ASSERT_TRUE(store.fork_from(other, {}));

@@ -47,6 +47,7 @@ RandomOperations::RandomOperations(uint64_t seed, const std::string& profile, bo
     options.slots_per_store = kSlots;
     options.queries_per_step_max = kStores * kSlots;
     options.executor = inline_executor();
+    config_ = testing::with_least_memory(config_, shape_, options);
     Result<std::unique_ptr<Session>> made = Session::create(config_, shape_, options);
     if (!made) throw std::runtime_error(made.status().message());
     session_ = std::move(*made);

@@ -54,7 +54,8 @@ protected:
         std::vector<kernels::SpanMask> masks((kSlots + 127) / 128);
         mark_visible(masks, {begin, end});
         const GroupStore& group = stores_[store_index]->group(0);
-        return group.check.first_wrong(group.rows.view(), masks);
+        return group.check.first_wrong(group.rows.view(), masks,
+                                       {0, static_cast<uint32_t>(masks.size())});
     }
     kernels::KvView rows(uint32_t store_index) {
         return stores_[store_index]->group(0).rows.view();
@@ -135,7 +136,7 @@ TEST_F(RowChecks, OffFindsNothing) {
     std::vector<kernels::SpanMask> masks(3);
     mark_visible(masks, {0, kSlots});
     EXPECT_FALSE(off.is_on());
-    EXPECT_EQ(off.first_wrong(rows(0), masks), UINT32_MAX);
+    EXPECT_EQ(off.first_wrong(rows(0), masks, {0, 3}), UINT32_MAX);
 }
 
 }  // namespace shoal::testing

@@ -99,7 +99,7 @@ public:
     }
 
     void truncate(uint32_t slot_count) {
-        store_->truncate(slot_count);
+        EXPECT_TRUE(store_->truncate(slot_count));
         std::fill(written_.begin() + slot_count, written_.end(), false);
     }
 

@@ -34,6 +34,7 @@ public:
         options.store_count_max = kStores;
         options.slots_per_store = slots_ = one_of({64, 200, 500, 900});
         options.queries_per_step_max = kQueriesMax;
+        config_ = testing::with_least_memory(config_, shape_, options);
         Result<std::unique_ptr<Session>> made = Session::create(config_, shape_, options);
         if (!made) throw std::runtime_error(made.status().message());
         session_ = std::move(*made);

@@ -48,7 +48,7 @@ TEST(SessionReconfigure, WhatIsSetOnceIsRefused) {
     const Config config = test_config();
     Driver driver(config, small_model(), kSlots);
     const auto refused = [&](auto change) {
-        Config changed = config;
+        Config changed = driver.session().config();
         change(changed);
         return driver.session().reconfigure(changed).message();
     };
@@ -57,10 +57,15 @@ TEST(SessionReconfigure, WhatIsSetOnceIsRefused) {
     EXPECT_EQ(refused([](Config& c) { c.host.pin = false; }), "host.pin" + once);
     EXPECT_EQ(refused([](Config& c) { c.host.huge_pages = false; }), "host.huge_pages" + once);
     EXPECT_EQ(refused([](Config& c) { c.host.check_rows = true; }), "host.check_rows" + once);
+    EXPECT_EQ(refused([](Config& c) { c.host.kv_bytes = 7; }), "host.kv_bytes" + once);
+    EXPECT_EQ(refused([](Config& c) { c.disk.dir = "/"; }), "disk.dir" + once);
+    EXPECT_EQ(refused([](Config& c) { c.disk.kv_bytes = 7; }), "disk.kv_bytes" + once);
+    EXPECT_EQ(refused([](Config& c) { c.disk.deadline_ms = 7; }), "disk.deadline_ms" + once);
 }
 
 // Layers without KV, and windowed ones, are passed over: every other one has its turn.
 TEST(SessionRecall, EveryLayerThatSelectsIsSampled) {
+    SHOAL_SKIP_ON_DISK();
     Config config = test_config();
     config.stats.recall_every = 1;
     ModelShape shape = small_model(6);

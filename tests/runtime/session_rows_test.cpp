@@ -25,7 +25,9 @@ public:
         options.queries_per_step_max = 1024;
         Config config = test_config();
         config.selector.kind = SelectorKind::recent;
-        session_ = std::move(*Session::create(config, small_model(1, kHeads, 2, kDim), options));
+        const ModelShape shape = small_model(1, kHeads, 2, kDim);
+        session_ = std::move(
+            *Session::create(testing::with_least_memory(config, shape, options), shape, options));
         stores_ = {*session_->open(), *session_->open()};
     }
 

@@ -165,7 +165,7 @@ TEST(SharingErrors, WhatARunningSessionCannotChangeTo) {
     driver.step(300);
     Session& session = driver.session();
     const auto refused = [&](auto change) {
-        Config changed = config;
+        Config changed = session.config();
         change(changed);
         return session.reconfigure(changed).message();
     };
@@ -202,6 +202,7 @@ TEST(SharingErrors, LayersThatKeepLabelsCanStartAndStopToReuse) {
     config.sharing.kind = SharingKind::layer;
     Driver driver(config, small_model(3), 1024);
     driver.step(400);
+    config = driver.session().config();
     Config tidal = config;
     tidal.sharing.kind = SharingKind::tidal;
     tidal.sharing.anchors = {0};

@@ -44,8 +44,24 @@ inline Config test_config(uint32_t rows = 32) {
         config.budget.rows = std::min(rows, 3U);
         config.safety = {1, 1};
     }
+    if (rerun_as("disk")) config.disk.dir = ::testing::TempDir();
     if (rerun_as("head-sharing")) config.sharing.kind = SharingKind::head;
     return config;
+}
+
+// For cases about what a disk changes: counts of stages, bytes of RAM.
+#define SHOAL_SKIP_ON_DISK() \
+    if (::shoal::testing::rerun_as("disk")) GTEST_SKIP() << "holds without a disk only"
+
+// With a disk: no more RAM than a session needs, so that rows come and go all the time.
+inline Config with_least_memory(const Config& config, const ModelShape& shape,
+                                const SessionOptions& options) {
+    Config least = config;
+    if (config.disk.dir.empty() || config.host.kv_bytes != 0) return least;
+    const Result<MemoryPlan> plan = Session::plan(config, shape, options);
+    // A little for longer lists after reconfigure().
+    if (plan) least.host.kv_bytes = plan->least_bytes + (256 << 10);
+    return least;
 }
 
 // Keys and queries with a few loud channels, so that labels have something to find.
@@ -79,12 +95,14 @@ public:
         SessionOptions options;
         options.slots_per_store = slots;
         options.queries_per_step_max = 1024;
-        Result<std::unique_ptr<Session>> made = Session::create(config, shape, options);
+        Result<std::unique_ptr<Session>> made =
+            Session::create(with_least_memory(config, shape, options), shape, options);
         if (!made) throw std::runtime_error(made.status().message());
-        session_ = std::move(*made);
-        store_ = *session_->open();
-        k_.resize(shape.layers.size());
-        v_.resize(shape.layers.size());
+        use(std::move(*made));
+    }
+    Driver(std::unique_ptr<Session> session, const ModelShape& shape, uint64_t seed = 1)
+        : shape_(shape), rows_(seed) {
+        use(std::move(session));
     }
 
     Session& session() { return *session_; }
@@ -167,6 +185,12 @@ public:
     }
 
 private:
+    void use(std::unique_ptr<Session> session) {
+        session_ = std::move(session);
+        store_ = *session_->open();
+        k_.resize(shape_.layers.size());
+        v_.resize(shape_.layers.size());
+    }
     double rounded(float x) const {
         if (shape_.rows.k == DType::f16) return kernels::f16_to_f32(kernels::f32_to_f16(x));
         if (shape_.rows.k == DType::bf16) return kernels::bf16_to_f32(kernels::f32_to_bf16(x));

@@ -359,6 +359,7 @@ TEST(SessionErrors, RowsOutsideTheStoredRangeAreNeverAttended) {
 }
 
 TEST(SessionPlan, CountsWhatCreateTakes) {
+    SHOAL_SKIP_ON_DISK();
     SessionOptions options;
     options.slots_per_store = 1024;
     auto small = Session::plan(test_config(), small_model(), options);

@@ -28,8 +28,9 @@ TEST(OpenMetricsReader, IsStrict) {
     }
 }
 
-TEST(StatsOpenMetrics, HoldsEveryFigure) {
-    static_assert(sizeof(Stats) == 28 * sizeof(uint64_t), "a new figure belongs here too");
+// Every counter another number, from 11 on.
+Stats numbered() {
+    static_assert(sizeof(Stats) == 46 * sizeof(uint64_t), "a new figure belongs here too");
     Stats stats;
     uint64_t next = 11;
     for (uint64_t* field :
@@ -39,9 +40,21 @@ TEST(StatsOpenMetrics, HoldsEveryFigure) {
           &stats.attend_ns, &stats.exact_ns, &stats.rescans, &stats.guess_misses,
           &stats.spans_encoded, &stats.spans_ranged_again, &stats.recall_samples,
           &stats.dense_without_statistics, &stats.host_kv_bytes, &stats.label_bytes,
-          &stats.slots_used, &stats.rows_checked, &stats.selections, &stats.selections_reused}) {
+          &stats.slots_used, &stats.rows_checked, &stats.selections, &stats.selections_reused,
+          &stats.block_hits, &stats.block_misses, &stats.blocks_prefetched,
+          &stats.blocks_prefetched_used, &stats.blocks_prefetched_late,
+          &stats.blocks_prefetched_wasted, &stats.blocks_written, &stats.disk_reads,
+          &stats.disk_read_bytes, &stats.disk_written_bytes, &stats.fetch_ns,
+          &stats.exposed_wait_ns, &stats.write_wait_ns, &stats.disk_retries,
+          &stats.disk_checksum_mismatches, &stats.disk_deadlines_missed,
+          &stats.block_write_failures, &stats.disk_kv_bytes}) {
         *field = next++;
     }
+    return stats;
+}
+
+TEST(StatsOpenMetrics, HoldsEveryFigure) {
+    Stats stats = numbered();
     stats.attend_ns = 3'000'000'001;
     stats.mass_recall_sum = 7;  // of 28 samples
     stats.mass_recall_min = 0.125;
@@ -76,7 +89,25 @@ TEST(StatsOpenMetrics, HoldsEveryFigure) {
         {"shoal_slots_used", 32},
         {"shoal_rows_checked_total", 33},
         {"shoal_selections_total", 34},
-        {"shoal_selections_reused_total", 35}};
+        {"shoal_selections_reused_total", 35},
+        {"shoal_block_hits_total", 36},
+        {"shoal_block_misses_total", 37},
+        {"shoal_blocks_prefetched_total", 38},
+        {"shoal_prefetch_outcomes_total{outcome=\"used\"}", 39},
+        {"shoal_prefetch_outcomes_total{outcome=\"late\"}", 40},
+        {"shoal_prefetch_outcomes_total{outcome=\"wasted\"}", 41},
+        {"shoal_blocks_written_total", 42},
+        {"shoal_disk_reads_total", 43},
+        {"shoal_disk_read_bytes_total", 44},
+        {"shoal_disk_written_bytes_total", 45},
+        {"shoal_disk_seconds_total{part=\"fetch\"}", 46e-9},
+        {"shoal_disk_seconds_total{part=\"read_wait\"}", 47e-9},
+        {"shoal_disk_seconds_total{part=\"write_wait\"}", 48e-9},
+        {"shoal_disk_retries_total", 49},
+        {"shoal_disk_checksum_mismatches_total", 50},
+        {"shoal_disk_deadlines_missed_total", 51},
+        {"shoal_block_write_failures_total", 52},
+        {"shoal_disk_kv_bytes", 53}};
     EXPECT_EQ(read.samples, expected);
 }
 

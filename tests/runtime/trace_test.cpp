@@ -31,6 +31,7 @@ std::map<TraceStage, uint64_t> time_by_stage(const std::vector<TraceEvent>& even
 }
 
 TEST(SessionTrace, StepsHoldTheirStagesInOrder) {
+    SHOAL_SKIP_ON_DISK();
     Driver driver(test_config(), small_model(), 2048);
     driver.step(300);
     ASSERT_TRUE(driver.session().trace(1000));

@@ -223,6 +223,7 @@ Result<KvCache::SessionPlan> KvCache::session_plan(const Config& config, size_t 
         plan.config.profile.path.clear();
         plan.config.budget.dense_layers.clear();
         plan.config.sharing = {};
+        plan.config.disk = {};  // a window of tokens is small
     }
     const Layer& first = any_layer();
     plan.shape.q_head_count = q_head_count_;
@@ -322,13 +323,17 @@ std::string KvCache::describe() const {
         executor = "the engine's OpenMP";
         if (threads != 0) executor += fmt::format(", {} threads", threads);
     }
+    std::string disk;
+    const Config& config = session_->config();
+    if (!config.disk.dir.empty()) disk = fmt::format(" in a file under {}", config.disk.dir);
     const std::string dense =
         windowed == 0 ? "" : fmt::format("; {} of them with a sliding window, served dense",
                                          windowed);
     return fmt::format(
-        "holding the KV cache of {} layers ({}{}), up to {} tokens, {:.0f} MiB{}; {}; executor: {}",
-        layers, heads, type, tokens, static_cast<double>(bytes) / (1 << 20), dense,
-        policy_text(session_->config()), executor);
+        "holding the KV cache of {} layers ({}{}), up to {} tokens, {:.0f} MiB{}{}; {}; "
+        "executor: {}",
+        layers, heads, type, tokens, static_cast<double>(bytes) / (1 << 20), disk, dense,
+        policy_text(config), executor);
 }
 
 void KvCache::set_thread_count(uint32_t count) {

@@ -81,7 +81,7 @@ typedef struct shoal_llama_trace_event {
 SHOAL_LLAMA_API const char* shoal_llama_trace(uint32_t event_capacity);
 SHOAL_LLAMA_API size_t shoal_llama_read_trace(shoal_llama_trace_event* events, size_t capacity,
                                               uint64_t* dropped);
-/* "step", which holds the others; "append", "score", "select", "attend", "exact". */
+/* "step", which holds the others; "append", "score", "select", "attend", "exact", "fetch". */
 SHOAL_LLAMA_API const char* shoal_llama_trace_stage_name(uint32_t stage);
 
 /* Writes the channel statistics of the live session. `source` names the text they were learnt

@@ -72,7 +72,8 @@ struct Config {
     } safety;
 
     struct Host {
-        // Most bytes of a session: rows, labels, index and workspace; 0: what the machine offers.
+        // Most bytes of a session: rows, labels, index and workspace; 0: what the machine offers,
+        // and with a disk three quarters of it.
         uint64_t kv_bytes = 0;
         bool huge_pages = true;
         uint32_t threads = 0;   // 0: every core of this process; ignored with an engine's executor
@@ -81,6 +82,14 @@ struct Config {
         // before attention reads it, and every attended slot with what the query may see.
         bool check_rows = false;
     } host;
+
+    // Rows that do not fit in host.kv_bytes lie in an unlinked file and are read when attention
+    // needs them.
+    struct Disk {
+        std::string dir;              // folder of that file; "": every row stays in RAM
+        uint64_t kv_bytes = 0;        // most bytes of the file; 0: as many as the rows take
+        uint32_t deadline_ms = 10000; // a read that takes longer is tried once more; 1 ..
+    } disk;
 
     struct Profile {
         std::string path;            // "" = none: channels come from the first `tokens` tokens

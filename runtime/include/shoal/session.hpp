@@ -33,11 +33,13 @@ namespace shoal {
 
 // Bytes that create() would take at most, by tier and purpose; and what the machine offers.
 struct MemoryPlan {
-    uint64_t kv_bytes = 0;         // K and V rows, whole blocks
+    uint64_t kv_bytes = 0;         // K and V rows in RAM, whole blocks
     uint64_t label_bytes = 0;      // labels, ranges, open spans, page bounds
     uint64_t index_bytes = 0;      // block tables, stamps, span masks, lists of visible slots
     uint64_t workspace_bytes = 0;  // scores, candidates, partial states, prefill tiles
-    uint64_t total_bytes = 0;
+    uint64_t total_bytes = 0;      // of RAM
+    uint64_t least_bytes = 0;      // of RAM that would do: less than total_bytes with a disk
+    uint64_t disk_bytes = 0;       // of the file under disk.dir: every row
     uint64_t machine_bytes = 0;    // cgroup limit and MemAvailable, the least
     uint64_t available_bytes = 0;  // of those, what host.kv_bytes allows
     uint32_t slots_fit = 0;        // largest slots_per_store that would fit
@@ -193,6 +195,7 @@ public:
 
 private:
     class Impl;
+    friend struct SessionMaker;  // runtime/session_maker.hpp
     explicit Session(std::unique_ptr<Impl> impl);
     std::unique_ptr<Impl> impl_;
 };

@@ -38,8 +38,28 @@ struct Stats {
     uint64_t rows_checked = 0;      // host.check_rows: rows of a group compared before attention
     // Degraded modes; each has a log line.
     uint64_t dense_without_statistics = 0;  // queries served dense: no channel statistics yet
+    // Rows on disk (disk.dir). A block holds the rows of a few tokens of a group.
+    uint64_t block_hits = 0;        // blocks that attention needed and found in RAM
+    uint64_t block_misses = 0;      // that it had to read
+    uint64_t blocks_prefetched = 0; // reads started before they were needed; of those:
+    uint64_t blocks_prefetched_used = 0;
+    uint64_t blocks_prefetched_late = 0;    // needed while they were under way
+    uint64_t blocks_prefetched_wasted = 0;  // given up without having been needed
+    uint64_t blocks_written = 0;
+    uint64_t disk_reads = 0;        // of the device, neighbours merged
+    uint64_t disk_read_bytes = 0;
+    uint64_t disk_written_bytes = 0;
+    uint64_t fetch_ns = 0;          // finding and reading blocks
+    uint64_t exposed_wait_ns = 0;   // of that, waiting for reads
+    uint64_t write_wait_ns = 0;     // waiting for a dirty block to be written
+    // Degraded modes of the disk; each has a log line.
+    uint64_t disk_retries = 0;
+    uint64_t disk_checksum_mismatches = 0;  // reads that were not what was written
+    uint64_t disk_deadlines_missed = 0;
+    uint64_t block_write_failures = 0;      // blocks that stayed in RAM
     // Memory now.
     uint64_t host_kv_bytes = 0;     // rows in RAM
+    uint64_t disk_kv_bytes = 0;     // of the file
     uint64_t label_bytes = 0;       // labels and page bounds in RAM
     uint64_t slots_used = 0;
 

@@ -13,8 +13,9 @@ enum class TraceStage : uint8_t {
     select,  // the best of the scores
     attend,  // attention over decided lists, sparse or dense
     exact,   // attention of many queries over everything (prefill)
+    fetch,   // blocks from disk, for attend or exact, which go on after it
 };
-inline constexpr uint32_t kTraceStageCount = 6;
+inline constexpr uint32_t kTraceStageCount = 7;
 // Events that a session keeps at most until somebody reads them: 96 MiB.
 inline constexpr uint32_t kTraceEventsMax = 1U << 22;
 // "append"; "unknown" for a number that is none.

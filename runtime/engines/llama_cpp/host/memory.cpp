@@ -38,6 +38,7 @@ Status add_sliding_plan(const Config& config, const ModelShape& model,
     dense.profile.path.clear();
     dense.budget.dense_layers.clear();
     dense.sharing = {};
+    dense.disk = {};
     SessionOptions small = options;
     small.slots_per_store = context.slots_of_window(window);
     const Result<MemoryPlan> part = Session::plan(dense, part_of(model, true), small);
@@ -47,6 +48,7 @@ Status add_sliding_plan(const Config& config, const ModelShape& model,
     plan.index_bytes += part->index_bytes;
     plan.workspace_bytes += part->workspace_bytes;
     plan.total_bytes += part->total_bytes;
+    plan.least_bytes += part->least_bytes;
     plan.notes.push_back(
         fmt::format("{} of {} layers slide over {} tokens: {} slots, served dense", sliding,
                     model.layers.size(), grouped(window), grouped(small.slots_per_store)));
