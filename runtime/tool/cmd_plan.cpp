@@ -19,13 +19,14 @@ namespace {
 using offload::bytes_text;
 
 std::string plan_text(const ModelFile& model, const MemoryPlan& plan, uint32_t tokens) {
+    const uint64_t rows_bytes = plan.disk_bytes != 0 ? plan.disk_bytes : plan.kv_bytes;
     Table table({"RAM", "bytes", ""});
     table.add({"model weights (mapped file)", bytes_text(model.file_bytes), ""});
     table.add({"K and V rows", bytes_text(plan.kv_bytes),
                fmt::format("{} B a token", grouped(model.kv_bytes_per_token()))});
     table.add({"labels, page bounds", bytes_text(plan.label_bytes),
                fmt::format("{:.1f} % of the rows", 100.0 * static_cast<double>(plan.label_bytes) /
-                                                       static_cast<double>(plan.kv_bytes))});
+                                                       static_cast<double>(rows_bytes))});
     table.add({"index", bytes_text(plan.index_bytes), ""});
     table.add({"workspace", bytes_text(plan.workspace_bytes), ""});
     table.add({"total", bytes_text(plan.total_bytes + model.file_bytes),
@@ -34,6 +35,11 @@ std::string plan_text(const ModelFile& model, const MemoryPlan& plan, uint32_t t
                                    grouped(tokens), grouped(model.context_trained),
                                    dtype_name(model.shape.rows.k), dtype_name(model.shape.rows.v),
                                    table.text());
+    if (plan.disk_bytes != 0) {
+        text += fmt::format("On disk: {}, every row; of RAM, {} would do\n",
+                            bytes_text(plan.disk_bytes),
+                            bytes_text(plan.least_bytes + model.file_bytes));
+    }
     for (const std::string& note : plan.notes) text += note + "\n";
     return text + fmt::format("Largest context that fits: {} tokens\n",
                               grouped(context_that_fits(plan, model, tokens)));
@@ -49,6 +55,8 @@ nlohmann::ordered_json plan_json(const Prepared& prepared, const MemoryPlan& pla
     json["index_bytes"] = plan.index_bytes;
     json["workspace_bytes"] = plan.workspace_bytes;
     json["total_bytes"] = plan.total_bytes;
+    json["least_bytes"] = plan.least_bytes;
+    json["disk_bytes"] = plan.disk_bytes;
     json["machine_bytes"] = plan.machine_bytes;
     json["available_bytes"] = plan.available_bytes;
     json["bytes_per_token"] = plan.bytes_per_slot;

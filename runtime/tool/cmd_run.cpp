@@ -214,6 +214,14 @@ std::string summary_text(const Prepared& prepared, const Outcome& out) {
     table.add({"memory", fmt::format("KV {}", bytes_text(stats.host_kv_bytes)),
                fmt::format("labels {}, process {}", bytes_text(stats.label_bytes),
                            bytes_text(out.resident_bytes))});
+    if (stats.disk_kv_bytes != 0) {
+        const DecodeCost::Disk& disk = generation.cost.disk;
+        table.add({"disk", fmt::format("{} a token", bytes_text(static_cast<uint64_t>(
+                                                          disk.read_bytes))),
+                   fmt::format("file {}, {:.0f} % of blocks found in RAM, waits {:.1f} ms a token",
+                               bytes_text(stats.disk_kv_bytes), 100 * disk.hit_rate,
+                               disk.wait_ms)});
+    }
     if (stats.recall_samples > 0) {
         table.add({"attention mass found", fmt::format("{:.3f}", stats.mass_recall_mean()),
                    fmt::format("{} samples", stats.recall_samples)});

@@ -21,6 +21,15 @@ double per(uint64_t before, uint64_t after, uint64_t count) {
     return count == 0 ? 0 : static_cast<double>(after - before) / static_cast<double>(count);
 }
 
+// Share of the blocks that attention needed and found in RAM, read ahead or kept.
+double hit_rate(const Stats& before, const Stats& after) {
+    const uint64_t read = after.block_misses - before.block_misses;
+    const uint64_t found = after.block_hits - before.block_hits + after.blocks_prefetched_used -
+                           before.blocks_prefetched_used;
+    return read + found == 0 ? 1.0
+                             : static_cast<double>(found) / static_cast<double>(read + found);
+}
+
 }  // namespace
 
 Status read_prompt(Engine& engine, std::span<const llama_token> tokens, const std::string& label,
@@ -48,6 +57,9 @@ DecodeCost shoal_cost(const ModelFile& model, const Stats& before, const Stats& 
                    .score = to_ms * per(before.score_ns, after.score_ns, count),
                    .select = to_ms * per(before.select_ns, after.select_ns, count),
                    .attend = to_ms * per(before.attend_ns, after.attend_ns, count)};
+    cost.disk = {.read_bytes = per(before.disk_read_bytes, after.disk_read_bytes, count),
+                 .wait_ms = to_ms * per(before.exposed_wait_ns, after.exposed_wait_ns, count),
+                 .hit_rate = hit_rate(before, after)};
     cost.rescans = per(before.rescans, after.rescans, count);
     cost.guess_misses = per(before.guess_misses, after.guess_misses, count);
     return cost;
@@ -66,11 +78,17 @@ std::string live_text(uint32_t depth, double ms, const ModelFile& model, const S
     const uint64_t count = std::max<uint64_t>(tokens, 1);
     const uint64_t read = now.kv_bytes_read + now.label_bytes_read - before.kv_bytes_read -
                           before.label_bytes_read;
-    return fmt::format(
+    std::string text = fmt::format(
         "depth {}  {:.1f} ms/token  {} attended  {}/token  KV {}  labels {}",
         grouped(depth), ms,
         grouped((now.rows_attended - before.rows_attended) / (count * model.lanes())),
         bytes_text(read / count), bytes_text(now.host_kv_bytes), bytes_text(now.label_bytes));
+    if (now.disk_kv_bytes == 0) return text;
+    const uint64_t wait_ns = now.exposed_wait_ns - before.exposed_wait_ns;
+    return text + fmt::format("  disk {}/token, {:.0f} % in RAM, waits {:.1f} ms",
+                              bytes_text((now.disk_read_bytes - before.disk_read_bytes) / count),
+                              100 * hit_rate(before, now),
+                              1e-6 * static_cast<double>(wait_ns) / static_cast<double>(count));
 }
 
 Generation generate(Engine& engine, llama_sampler* sampler, const GenerateOptions& options) {
@@ -128,6 +146,9 @@ nlohmann::ordered_json cost_json(const DecodeCost& cost) {
     json["score_ms_per_token"] = cost.stages.score;
     json["select_ms_per_token"] = cost.stages.select;
     json["attend_ms_per_token"] = cost.stages.attend;
+    json["disk_bytes_per_token"] = cost.disk.read_bytes;
+    json["disk_wait_ms_per_token"] = cost.disk.wait_ms;
+    json["block_hit_rate"] = cost.disk.hit_rate;
     json["rescans_per_token"] = cost.rescans;
     json["guess_misses_per_token"] = cost.guess_misses;
     return json;

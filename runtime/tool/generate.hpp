@@ -39,6 +39,12 @@ struct DecodeCost {
         double select = 0;
         double attend = 0;
     } stages;
+    // Of rows on disk, per token.
+    struct Disk {
+        double read_bytes = 0;
+        double wait_ms = 0;          // not hidden behind other work
+        double hit_rate = 0;         // of the blocks that attention needed
+    } disk;
     double rescans = 0;              // label scans that were repeated, per token
     double guess_misses = 0;         // top-k runs that read every score, per token
 };

@@ -102,6 +102,17 @@ void add_config_flags(CLI::App& command, ConfigFlags& flags) {
     command.add_option("--set", flags.sets, "key=value: one configuration key, such as "
                                             "budget.rows=512")
         ->allow_extra_args(false);
+    const auto short_for = [&](const std::string& flag, const std::string& name,
+                               const std::string& type, const std::string& doc) {
+        command
+            .add_option_function<std::string>(
+                flag, [&flags, name](const std::string& value) { flags.keys[name] = value; }, doc)
+            ->type_name(type);
+    };
+    short_for("--kv-ram", "host.kv_bytes", "BYTES",
+              "most RAM of the KV cache, such as 8GiB: --host.kv_bytes");
+    short_for("--kv-disk", "disk.dir", "DIR",
+              "folder for the rows that do not fit in it: --disk.dir");
     for (const ConfigKey& key : config_keys()) {
         const std::string name(key.name);
         command

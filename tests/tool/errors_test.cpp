@@ -91,7 +91,8 @@ TEST(ToolErrors, Usage) {
     expect_refused({"run", "-m", "x.gguf", "--budget.row", "5"},
                    "--budget.row: unknown key (did you mean budget.rows?)");
     expect_refused({"run", "-m", "x.gguf", "-p", ""}, "the prompt is empty");
-    expect_refused({"run", "-m", "x.gguf"}, "the prompt is empty: give -p TEXT or -f FILE");
+    expect_refused({"run", "-m", "x.gguf"},
+                   "the prompt is empty: give -p TEXT, -f FILE or --load-kv FILE");
     expect_refused({"run", "-m", "x.gguf", "-f", "/nonexistent"},
                    "-f /nonexistent: No such file or directory");
     expect_refused({"run", "-m", "x.gguf", "-f", temporary_file("empty", "")},
