@@ -45,7 +45,6 @@ struct BlockOwner {
     uint64_t file_offset = 0;      // of block 0
     uint64_t identity = 0;         // of the run, the store and its generation, the group
     uint32_t block_bytes = 0;
-    uint32_t id = 0;               // among the owners of a cache
     std::string name;              // for messages: "store 0, layer 3"
 };
 
