@@ -2,10 +2,12 @@
 // x 128, bf16: 4 KiB a token and layer): a step that reads what attention selects, against reading
 // the whole cache sequentially per step from the same file.
 //
-//   bench_disk_decode DIR [TOKENS [LAYERS [RAM_PERCENT]]]
+//   bench_disk_decode DIR [TOKENS [LAYERS [RAM_PERCENT [layer|tidal]]]]
 //
 // LAYERS: by default as many, up to 32, as half of the free disk holds. RAM_PERCENT: of the cache,
 // for rows in RAM; 0 (default): as little as works, so that nearly every selected row is read.
+// tidal: layers 2 and 13 select, the others reuse that (as TidalDecode has Llama-3-8B); each is
+// measured with and without reading ahead what is known.
 // Keys are random and queries new in every step: neighbouring steps select nothing in common but by
 // chance, which is the worst case for a cache.
 #include <sys/statvfs.h>
@@ -37,6 +39,7 @@ struct Args {
     uint32_t tokens = 262144;
     uint32_t layers = 0;
     uint32_t ram_percent = 0;
+    SharingKind sharing = SharingKind::layer;
 };
 
 // bf16 numbers in (-2, 2), every seventh channel four times larger.
@@ -92,6 +95,8 @@ public:
         config_.disk.dir = args.dir;
         config_.budget.rows = kRowsMax;
         config_.profile.tokens = kLearnTokens;
+        config_.sharing.kind = args.sharing;
+        if (args.sharing == SharingKind::tidal) config_.sharing.anchors = {2, 13};
         options_.slots_per_store = args.tokens + 1024;
         options_.queries_per_step_max = 512;
         const Result<MemoryPlan> plan = Session::plan(config_, shape_, options_);
@@ -162,9 +167,10 @@ public:
         return seconds;
     }
 
-    void measure(uint32_t rows, double whole_s) {
+    void measure(uint32_t rows, PrefetchKind prefetch, double whole_s) {
         Config config = session_->config();
         config.budget.rows = rows;
+        config.prefetch.kind = prefetch;
         check(session_->reconfigure(config));
         step(1);
         std::vector<double> seconds;
@@ -183,14 +189,20 @@ public:
         const double attended = each * static_cast<double>(stats.kv_bytes_read);
         const double all = static_cast<double>(args_.tokens) * args_.layers * kTokenBytes;
         const auto hits = static_cast<double>(stats.block_hits);
-        const double found = hits / (hits + static_cast<double>(stats.block_misses));
-        fmt::print("{:5} rows: {:7.1f} ms a step, waits {:7.1f}; reads {:6.1f} MB ({:.2f} % of the "
-                   "KV, {:.3f} of what is attended and not in RAM) in {:.0f} reads, {:.0f} a "
-                   "second; {:.1f} % found in RAM; whole KV / step {:.1f}x\n",
-                   rows, 1e3 * median(seconds), 1e-6 * each * static_cast<double>(
-                                                           stats.exposed_wait_ns),
-                   1e-6 * read, 100 * read / all, read / (attended * (1 - found)), reads,
-                   reads / median(seconds), 100 * found, whole_s / median(seconds));
+        const double found =
+            hits / (hits + static_cast<double>(stats.block_misses + stats.blocks_prefetched_used +
+                                               stats.blocks_prefetched_late));
+        const auto per_step = [&](uint64_t count) { return each * static_cast<double>(count); };
+        fmt::print("{:5} rows, ahead {:5}: {:7.1f} ms a step, waits {:7.1f}; reads {:6.1f} MB "
+                   "({:.2f} % of the KV, {:.3f} of what is attended and not in RAM) in {:.0f} "
+                   "reads, {:.0f} a second; {:.1f} % found in RAM; read ahead {:.0f} used, {:.0f} "
+                   "late, {:.0f} wasted; whole KV / step {:.1f}x\n",
+                   rows, prefetch == PrefetchKind::none ? "none" : "known",
+                   1e3 * median(seconds), 1e-6 * per_step(stats.exposed_wait_ns), 1e-6 * read,
+                   100 * read / all, read / (attended * (1 - found)), reads,
+                   reads / median(seconds), 100 * found, per_step(stats.blocks_prefetched_used),
+                   per_step(stats.blocks_prefetched_late),
+                   per_step(stats.blocks_prefetched_wasted), whole_s / median(seconds));
     }
 
 private:
@@ -266,7 +278,10 @@ void run(Args args) {
         const double whole = bench.read_all();
         fmt::print("whole KV, sequentially: {:.2f} s ({:.2f} GB/s)\n", whole,
                    static_cast<double>(args.tokens) * args.layers * kTokenBytes / whole * 1e-9);
-        for (const uint32_t rows : {1024U, 2048U}) bench.measure(rows, whole);
+        for (const uint32_t rows : {1024U, 2048U}) {
+            bench.measure(rows, PrefetchKind::none, whole);
+            bench.measure(rows, PrefetchKind::known, whole);
+        }
     }
 }
 
@@ -275,14 +290,16 @@ void run(Args args) {
 
 int main(int argc, char** argv) {
     shoal::bench::Args args;
-    if (argc < 2 || argc > 5) {
-        fmt::print(stderr, "usage: {} DIR [TOKENS [LAYERS [RAM_PERCENT]]]\n", argv[0]);
+    if (argc < 2 || argc > 6) {
+        fmt::print(stderr, "usage: {} DIR [TOKENS [LAYERS [RAM_PERCENT [layer|tidal]]]]\n",
+                   argv[0]);
         return 2;
     }
     args.dir = argv[1];
     if (argc > 2) args.tokens = static_cast<uint32_t>(std::atoi(argv[2]));
     if (argc > 3) args.layers = static_cast<uint32_t>(std::atoi(argv[3]));
     if (argc > 4) args.ram_percent = static_cast<uint32_t>(std::atoi(argv[4]));
+    if (argc > 5 && std::string(argv[5]) == "tidal") args.sharing = shoal::SharingKind::tidal;
     shoal::bench::run(args);
     return 0;
 }

@@ -74,7 +74,9 @@ shoal_test(calib BUDGET 1 LONG_BUDGET 2 LINK shoal_core)
 shoal_test(runtime BUDGET 2 LONG_BUDGET 3 LINK shoal_core THREADED "*Session*:*Executor*"
     UNSANITIZED "Summaries.PlanIsWhatIsTaken" "*SessionOnDisk*/token_of_one_block"
         "*SessionOnDisk*/head" "*SessionOnDisk*/dense" "*SessionOnDisk*/f32"
-        "*SessionOnDisk*/hybrid" "*SessionOnDisk*/tidal" "*SessionOnDisk*/pages")
+        "*SessionOnDisk*/hybrid" "*SessionOnDisk*/tidal" "*SessionOnDisk*/pages"
+        "PrefetchOf.*" "*Prefetch*/known" "*Prefetch*/steps" "*Prefetch*/last_query"
+        "*Prefetch*/query_of_heads")
 
 set(test_data
     "SHOAL_TEST_MODEL=\"${SHOAL_TEST_DATA_DIR}/SmolLM2-135M-Instruct.Q4_1.gguf\""
@@ -88,6 +90,12 @@ if(SHOAL_HAVE_PLUGIN)
         "SHOAL_TEST_EXAMPLE=\"$<TARGET_FILE:shoal_simple>\""
         UNSANITIZED "Types/*" "*AsCloseToStock*" "*SparseAlone*" "Visible.SparseInA*"
             "Attention.*" "*OnDisk.*")
+    # Parts of the plugin that are tested by themselves.
+    target_sources(test_engines PRIVATE
+        "${PROJECT_SOURCE_DIR}/runtime/engines/llama_cpp/query_chain.cpp"
+        "${PROJECT_SOURCE_DIR}/runtime/engines/llama_cpp/cpu_backend.cpp")
+    target_include_directories(test_engines PRIVATE
+        "${PROJECT_SOURCE_DIR}/runtime/engines/llama_cpp")
 endif()
 if(SHOAL_HAVE_TOOL)
     # Stands for a GPU driver's library on a machine that has none.
@@ -99,6 +107,7 @@ if(SHOAL_HAVE_TOOL)
         DEFINE ${test_data} "SHOAL_TEST_TOOL=\"$<TARGET_FILE:shoal_tool>\""
         "SHOAL_TEST_FAKES=\"${PROJECT_BINARY_DIR}/fakes\""
         UNSANITIZED "*CompareMeasures*" "*EvalReports*")
+    set_tests_properties(tool PROPERTIES RUN_SERIAL ON)  # it compares speeds
 endif()
 
 if(NOT SHOAL_SANITIZE)

@@ -16,6 +16,8 @@ namespace {
 // Passes of the hand that a block survives after it was used. Two: what one long scan brings in
 // goes before what several steps in a row have used.
 constexpr uint8_t kHeatMax = 2;
+// Reads that are handed to the disk together; neighbours among them become one.
+constexpr uint32_t kStartedTogether = 256;
 
 uint64_t clock_ns() {
     return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -30,7 +32,7 @@ std::string block_name(const BlockOwner& owner, uint32_t block) {
 }  // namespace
 
 uint64_t BlockCache::frame_overhead_bytes() {
-    return sizeof(Frame) + sizeof(BlockRef) + 2 * sizeof(Transfer*) + 3 * sizeof(uint32_t);
+    return sizeof(Frame) + sizeof(BlockRef) + 2 * sizeof(Transfer*) + 4 * sizeof(uint32_t);
 }
 
 Result<std::unique_ptr<BlockCache>> BlockCache::create(Arena& arena, Tier* tier,
@@ -60,6 +62,7 @@ void BlockCache::use_memory() {
     queued_.items = reinterpret_cast<Transfer**>(next(count * sizeof(Transfer*)));
     waited_.items = reinterpret_cast<Transfer**>(next(count * sizeof(Transfer*)));
     waiting_.items = reinterpret_cast<uint32_t*>(next(count * sizeof(uint32_t)));
+    waiting_for_.items = reinterpret_cast<uint32_t*>(next(count * sizeof(uint32_t)));
     writing_.items = reinterpret_cast<uint32_t*>(next(count * sizeof(uint32_t)));
     aside_.items = reinterpret_cast<uint32_t*>(next(count * sizeof(uint32_t)));
     for (uint32_t frame = count; frame-- > 0;) {
@@ -110,11 +113,36 @@ void BlockCache::want(BlockOwner& owner, uint32_t block) {
     wanted_.add({&owner, block});
 }
 
-Status BlockCache::acquire() {
-    if (wants_too_much_) return too_little_memory({});
-    const Status status = acquire_blocks();
+void BlockCache::start_acquire() {
+    waiting_.count = 0;
+    waiting_for_.count = 0;
+    waited_for_ = 0;
+    started_ = wants_too_much_ ? too_little_memory({}) : Status::ok();
+    for (const BlockRef& ref : wanted_.all()) {
+        if (!started_) break;
+        started_ = acquire_block(ref);
+        waiting_for_.add(waiting_.count);
+        // The first are read while the last are still looked up.
+        if (queued_.count == kStartedTogether) start_queued();
+    }
+    start_queued();
     want_only(0);
-    return status;
+}
+
+Status BlockCache::finish_acquire(uint32_t wanted) {
+    if (!started_) wanted = UINT32_MAX;  // there is nothing to go on with
+    const uint32_t end = wanted == 0                     ? 0
+                         : wanted <= waiting_for_.count ? waiting_for_.items[wanted - 1]
+                                                        : waiting_.count;
+    const uint32_t begin = std::min(waited_for_, end);
+    waited_for_ = std::max(waited_for_, end);
+    const Status read = await_reads(waiting_.all().subspan(begin, end - begin));
+    if (!started_) return started_;
+    if (read) return read;
+    // What is left of the wave must not stay in flight: nobody would look at it.
+    (void)await_reads(waiting_.all().subspan(waited_for_));
+    waited_for_ = waiting_.count;
+    return read;
 }
 
 Status BlockCache::make_dirty(BlockOwner& owner, uint32_t block) {
@@ -142,18 +170,6 @@ Status BlockCache::too_little_memory(const BlockRef& ref) const {
                     "host.kv_bytes more",
                     ref.owner == nullptr ? "disk" : block_name(*ref.owner, ref.block),
                     options_.frame_count, options_.frame_bytes));
-}
-
-Status BlockCache::acquire_blocks() {
-    waiting_.count = 0;
-    Status status = Status::ok();
-    for (const BlockRef& ref : wanted_.all()) {
-        status = acquire_block(ref);
-        if (!status) break;
-    }
-    start_queued();
-    const Status read = await_reads();
-    return status ? read : status;
 }
 
 Status BlockCache::acquire_block(const BlockRef& ref) {
@@ -235,14 +251,14 @@ void BlockCache::wait_for(std::span<const uint32_t> frames) {
     if (waited_.count != 0) (void)tier_->wait(waited_.all());
 }
 
-Status BlockCache::await_reads() {
-    if (waiting_.count == 0) return Status::ok();
+Status BlockCache::await_reads(std::span<uint32_t> frames) {
+    if (frames.empty()) return Status::ok();
     const uint64_t started = clock_ns();
-    wait_for(waiting_.all());
-    retry_late_reads();
+    wait_for(frames);
+    retry_late_reads(frames);
     counters_.wait_ns += clock_ns() - started;
     Status status = Status::ok();
-    for (const uint32_t index : waiting_.all()) {
+    for (const uint32_t index : frames) {
         const Frame& frame = frames_[index];
         // One that came when the wait had just ended is not compared with its checksum yet.
         if (frame.transfer.ended() && !frame.transfer.checked) wait_for({&index, 1});
@@ -270,9 +286,9 @@ Status BlockCache::await_reads() {
 
 // A read that did not come in time is tried once more, into another frame: the first may still
 // write to its own.
-void BlockCache::retry_late_reads() {
+void BlockCache::retry_late_reads(std::span<uint32_t> frames) {
     bool again = false;
-    for (uint32_t& index : waiting_.all()) {
+    for (uint32_t& index : frames) {
         if (!frames_[index].transfer.in_flight()) continue;
         const uint32_t other = take_frame_at_once();
         if (other == kNoFrame) break;
@@ -287,7 +303,7 @@ void BlockCache::retry_late_reads() {
     }
     if (!again) return;
     start_queued();
-    wait_for(waiting_.all());
+    wait_for(frames);
 }
 
 void BlockCache::end_read(uint32_t index) {
@@ -296,7 +312,11 @@ void BlockCache::end_read(uint32_t index) {
     frame.owner->table[frame.block] = memory_of(index);
 }
 
-void BlockCache::put_aside(uint32_t index) { aside_.add(index); }
+// Its owner may be gone when the transfer ends: nothing is compared then.
+void BlockCache::put_aside(uint32_t index) {
+    frames_[index].transfer.checksum = nullptr;
+    aside_.add(index);
+}
 
 void BlockCache::hold(uint32_t index) {
     frames_[index].wave = wave_;

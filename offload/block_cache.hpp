@@ -103,7 +103,14 @@ public:
     // Puts what the wave wants into RAM. Blocks that were never written read as zero. On failure
     // (`corrupt`, `unavailable`, `out_of_memory`: more than there are frames) the message names a
     // block; those that arrived stay.
-    Status acquire();
+    Status acquire() {
+        start_acquire();
+        return finish_acquire();
+    }
+    // The same in parts: what is done between them, prefetch() too, is done while the reads are
+    // under way. `wanted`: only the first so many blocks that were wanted are waited for.
+    void start_acquire();
+    Status finish_acquire(uint32_t wanted = UINT32_MAX);
     // A block that this wave holds is about to be changed: dirty from now on. Waits while it is
     // being written.
     Status make_dirty(BlockOwner& owner, uint32_t block);
@@ -156,12 +163,11 @@ private:
     }
     BlockEntry& entry_of(const Frame& frame) const { return frame.owner->entries[frame.block]; }
 
-    Status acquire_blocks();
     Status too_little_memory(const BlockRef& ref) const;
     void hold(uint32_t frame);
     Status acquire_block(const BlockRef& ref);
-    Status await_reads();
-    void retry_late_reads();
+    Status await_reads(std::span<uint32_t> frames);
+    void retry_late_reads(std::span<uint32_t> frames);
     void wait_for(std::span<const uint32_t> frames);
     void start_read(uint32_t frame, const BlockRef& ref);
     void start_queued();
@@ -197,10 +203,13 @@ private:
     uint32_t wave_ = 1;
     uint32_t held_count_ = 0;          // frames of this wave
     bool wants_too_much_ = false;
+    Status started_ = Status::ok();    // of start_acquire()
     uint32_t hand_ = 0;
     bool write_refused_ = false;       // disk refused a block: told once
     List<BlockRef> wanted_;            // by this wave
-    List<uint32_t> waiting_;           // frames that this acquire() reads
+    List<uint32_t> waiting_;           // frames that this acquire() reads, as they were wanted
+    List<uint32_t> waiting_for_;       // how many of them are for the first n wanted blocks
+    uint32_t waited_for_ = 0;          // of waiting_
     List<uint32_t> writing_;           // frames being written
     List<uint32_t> aside_;             // dropped or given up while in flight
     List<Transfer*> queued_;           // about to be started together

@@ -22,6 +22,8 @@ constexpr std::array<std::string_view, 5> kSelectorNames = {"labels", "dense", "
                                                              "page_bounds", "hybrid"};
 constexpr std::array<std::string_view, 2> kCombineNames = {"sum", "max"};
 constexpr std::array<std::string_view, 3> kSharingNames = {"layer", "head", "tidal"};
+constexpr std::array<std::string_view, 5> kPrefetchNames = {"none", "known", "steps",
+                                                            "last_query", "query"};
 constexpr std::array<std::string_view, 2> kSharingHeadsNames = {"shared", "index"};
 constexpr std::array<std::string_view, 5> kLabelBitsNames = {"mixed", "2", "4", "8", "16"};
 constexpr std::array<LabelBits, 5> kLabelBits = {LabelBits::mixed, LabelBits::bits2,
@@ -205,6 +207,15 @@ std::vector<ConfigKey> machine_keys() {
         integer_key<&C::disk, &C::Disk::deadline_ms>(
             "disk.deadline_ms", 1, 3600 * 1000, {},
             "milliseconds after which a read is tried once more, and then given up"),
+        choice_key<&C::prefetch, &C::Prefetch::kind>(
+            "prefetch.kind", kPrefetchNames,
+            "with disk.dir, what is read before a layer needs it: nothing; what is known early "
+            "(layers that reuse a selection or attend everything); and guesses, of what the layer "
+            "attended last, would select for its last query, or for a query that the engine "
+            "computes one layer early. A guess that does not pay is switched off"),
+        integer_key<&C::prefetch, &C::Prefetch::percent>(
+            "prefetch.percent", 100, 400, {},
+            "rows read early for a guessed query, of those that a layer selects"),
         text_key<&C::profile, &C::Profile::path>(
             "profile.path", "file of channel statistics, made by shoal calibrate; \"\" learns them "
                             "from the prompt"),
@@ -375,6 +386,7 @@ std::string_view config_section_doc(std::string_view section) {
     if (section == "safety") return "tokens that are always attended";
     if (section == "host") return "memory and threads of this machine";
     if (section == "disk") return "rows that do not fit in RAM";
+    if (section == "prefetch") return "reading rows from disk before they are needed";
     if (section == "profile") return "channel statistics of a model";
     if (section == "stats") return "what is measured on the way";
     return {};

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "runtime/adaptive_rows.hpp"
+#include "runtime/guess_queries.hpp"
 #include "runtime/query_view.hpp"
 #include "runtime/session_state.hpp"
 
@@ -65,6 +66,23 @@ uint64_t partial_bytes(const SessionState& state) {
         floats_max = std::max(floats_max, floats);
     }
     return uint64_t{limits.queries_max} * parts * floats_max * sizeof(float);
+}
+
+uint64_t guess_query_bytes(const SessionState& state) {
+    return sizeof(float) *
+           GuessQueries::float_count(state.shape,
+                                     state.options.store_count_max * Session::kHintQueries);
+}
+
+// Slots that a guess of a group selects at most.
+uint64_t guess_bytes(const SessionState& state) {
+    uint64_t rows = 0;
+    for (const Group& group : state.groups.all()) {
+        rows = std::max<uint64_t>(
+            rows, SessionState::list_rows(state.config, group, state.limits.slot_count_max));
+    }
+    rows = rows * state.config.prefetch.percent / 100;
+    return sizeof(uint32_t) * std::min<uint64_t>(rows, state.limits.slot_count_max);
 }
 
 uint64_t view_bytes(const Limits& limits) {
@@ -195,6 +213,8 @@ Status lay_out(offload::Arena& arena, SessionState& state) {
     if (state.spills()) {
         SHOAL_TRY(take(arena, MemoryTag::workspace, prefill_state_bytes(state),
                        work.prefill_state));
+        SHOAL_TRY(take(arena, MemoryTag::workspace, guess_query_bytes(state),
+                       work.guess_queries));
     }
     SHOAL_TRY(take(arena, MemoryTag::workspace, partial_bytes(state), work.partials));
     SHOAL_TRY(take(arena, MemoryTag::index, view_bytes(limits), work.views));
@@ -208,12 +228,13 @@ uint64_t list_bytes(const SessionState& state) {
         slots += uint64_t{state.limits.views_max} *
                  SessionState::list_rows(state.config, group, state.limits.slot_count_max);
     }
-    return slots * sizeof(uint32_t);
+    return slots * sizeof(uint32_t) + (state.spills() ? guess_bytes(state) : 0);
 }
 
 Status lay_out_lists(offload::Arena& arena, SessionState& state) {
     const Limits& limits = state.limits;
     state.workspace.lists = Region();
+    state.workspace.guess = Region();
     state.list_offset.clear();
     state.list_rows_max.clear();
     size_t slots = 0;
@@ -223,6 +244,9 @@ Status lay_out_lists(offload::Arena& arena, SessionState& state) {
         state.list_offset.push_back(slots);
         state.list_rows_max.push_back(rows);
         slots += size_t{rows} * limits.views_max;
+    }
+    if (state.spills()) {
+        SHOAL_TRY(take(arena, MemoryTag::workspace, guess_bytes(state), state.workspace.guess));
     }
     return take(arena, MemoryTag::workspace, slots * sizeof(uint32_t), state.workspace.lists);
 }

@@ -400,6 +400,15 @@ Status Session::attend(LayerId layer, const ConstTensor& q, const Visibility& vi
     return impl_->step->attend({layer.index, &q, &visibility, &out, lse});
 }
 
+bool Session::wants_hint(LayerId layer) const {
+    return impl_->check_layer(layer).is_ok() && impl_->step->wants_hint(layer.index);
+}
+
+Status Session::hint_query(LayerId layer, const ConstTensor& approximate_q, StreamRef) {
+    SHOAL_TRY(impl_->check_layer(layer));
+    return impl_->step->hint(layer.index, approximate_q);
+}
+
 std::vector<uint32_t> Session::attended_slots(LayerId layer, uint32_t query,
                                               uint32_t kv_head) const {
     if (!impl_->check_layer(layer)) return {};

@@ -23,6 +23,8 @@ struct Workspace {
     offload::Region selector;  // selector_workspace_bytes()
     offload::Region prefill;   // kernels::prefill_workspace_bytes()
     offload::Region prefill_state;  // kernels::prefill_state_bytes(), with a disk
+    offload::Region guess_queries;  // GuessQueries::float_count(), with a disk
+    offload::Region guess;     // slots that a guess selects, with a disk
     offload::Region partials;  // partial states of the largest attend
     offload::Region lists;     // attended lists of every group, store and query
     offload::Region views;     // what each query of each store may see: QueryView::bytes() each

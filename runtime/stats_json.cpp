@@ -50,11 +50,15 @@ std::string stats_to_json(const Stats& stats) {
     json["disk_written_bytes"] = stats.disk_written_bytes;
     json["fetch_ns"] = stats.fetch_ns;
     json["exposed_wait_ns"] = stats.exposed_wait_ns;
+    json["prefetch_ns"] = stats.prefetch_ns;
+    json["prefetch_guesses"] = stats.prefetch_guesses;
+    json["prefetch_hints"] = stats.prefetch_hints;
     json["write_wait_ns"] = stats.write_wait_ns;
     json["disk_retries"] = stats.disk_retries;
     json["disk_checksum_mismatches"] = stats.disk_checksum_mismatches;
     json["disk_deadlines_missed"] = stats.disk_deadlines_missed;
     json["block_write_failures"] = stats.block_write_failures;
+    json["prefetch_switched_off"] = stats.prefetch_switched_off;
     json["host_kv_bytes"] = stats.host_kv_bytes;
     json["disk_kv_bytes"] = stats.disk_kv_bytes;
     json["label_bytes"] = stats.label_bytes;

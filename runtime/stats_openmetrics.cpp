@@ -81,14 +81,22 @@ void add_disk(const Stats& stats, Exposition& out) {
     out.sample(total, "outcome", "used", std::to_string(stats.blocks_prefetched_used));
     out.sample(total, "outcome", "late", std::to_string(stats.blocks_prefetched_late));
     out.sample(total, "outcome", "wasted", std::to_string(stats.blocks_prefetched_wasted));
+    out.counter("shoal_prefetch_guesses", "Layers whose rows were guessed, to be read ahead.",
+                stats.prefetch_guesses);
+    out.counter("shoal_prefetch_hints", "Of those, for a query that the engine hinted.",
+                stats.prefetch_hints);
+    out.counter("shoal_prefetch_switched_off", "Times that guessing was found not to pay.",
+                stats.prefetch_switched_off);
     out.counter("shoal_disk_reads", "Reads of the device.", stats.disk_reads);
     out.bytes_counter("shoal_disk_read_bytes", "Read from disk.", stats.disk_read_bytes);
     out.bytes_counter("shoal_disk_written_bytes", "Written to disk.", stats.disk_written_bytes);
     constexpr std::string_view kTimes = "shoal_disk_seconds";
     out.family(kTimes, "counter", "seconds",
-               "Time of steps: fetching blocks; of that, waiting for reads and for writes.");
+               "Time of steps: fetching blocks; of that, choosing what to read ahead, and waiting "
+               "for reads and for writes.");
     const std::string times = std::string(kTimes) + "_total";
     out.sample(times, "part", "fetch", seconds(stats.fetch_ns));
+    out.sample(times, "part", "read_ahead", seconds(stats.prefetch_ns));
     out.sample(times, "part", "read_wait", seconds(stats.exposed_wait_ns));
     out.sample(times, "part", "write_wait", seconds(stats.write_wait_ns));
     out.counter("shoal_disk_retries", "Reads and writes repeated.", stats.disk_retries);

@@ -74,6 +74,7 @@ Step::Step(SessionState& state)
     sample_.lse_list.resize(s_.limits.q_head_count_max);
     sample_.lse_all.resize(s_.limits.q_head_count_max);
     sample_.out.resize(size_t{s_.limits.q_head_count_max} * s_.limits.v_head_dim_max);
+    prepare_guesses();
 }
 
 Status Step::check_step(const StepInput& input) const {
@@ -133,7 +134,7 @@ Status Step::place_tokens(const StepInput& input, std::vector<int64_t>& slots) {
 // A step that was begun and not ended (the engine gave up in the middle) is forgotten. A begin
 // that is refused leaves no step open.
 Status Step::begin(const StepInput& input) {
-    abandon();
+    forget_step();
     SHOAL_TRY(check_step(input));
     SHOAL_TRY(place_tokens(input, slots_));
     stores_.clear();
@@ -147,12 +148,19 @@ Status Step::begin(const StepInput& input) {
     }
     open_ = true;
     began_ns_ = s_.trace.is_on() ? now_ns() : 0;
+    could_guess_ = false;
+    fetch_ns_before_ = s_.stats.fetch_ns;
     s_.stats.steps++;
     s_.stats.tokens_written += slots_.size();
     return Status::ok();
 }
 
 void Step::abandon() {
+    forget_step();
+    std::fill(previous_lists_.begin(), previous_lists_.end(), kernels::SlotList{});
+}
+
+void Step::forget_step() {
     open_ = false;
     views_version_ = 0;
     forget_lists();
@@ -292,7 +300,9 @@ Status Step::attend_lists(uint32_t store_index, const AttendCall& call) {
     const uint32_t query_end = call.visibility->query_offsets[store_index + 1];
     const SlotRange groups = s_.groups.of_layer(call.layer);
     jobs_.clear();
+    attended_store_ = store_index;
     for (uint32_t query = query_begin; query < query_end; ++query) {
+        remember_query(call.layer, store_index, call, query);
         for (uint32_t g = groups.begin; g < groups.end; ++g) {
             Job job;
             job.group = &s_.groups.all()[g];
@@ -321,7 +331,6 @@ Status Step::choose(const Group& group, Store& store, const AttendCall& call, Jo
         if (group.selects()) {
             list = select(group, job.query, job.view, store, call);
             selected_[list_index(group.index, job.view)] = 1;
-            prefetch_reuse(group, store, list);
             s_.stats.selections++;
         } else {
             SHOAL_TRY(reuse(group, job.view, list));
@@ -366,6 +375,7 @@ Status Step::end() {
     if (!open_) return invalid("end_step: no step: call begin_step first");
     open_ = false;
     if (s_.config.budget.adaptive) adapt_rows();
+    end_guesses();
     if (began_ns_ != 0) s_.trace.add(TraceStage::step, 0, began_ns_, now_ns());
     return Status::ok();
 }

@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "runtime/adaptive_rows.hpp"
+#include "runtime/guess_queries.hpp"
+#include "runtime/prefetch_trial.hpp"
 #include "runtime/query_view.hpp"
 #include "runtime/session_state.hpp"
 
@@ -51,6 +53,10 @@ public:
     // Makes a part of a layer in `to` what it is in `from`; the order with the first layer's keys.
     Status copy(uint32_t layer, kernels::RowPart part, const Store& from, Store& to);
 
+    // Session::wants_hint(), Session::hint_query().
+    bool wants_hint(uint32_t layer) const;
+    Status hint(uint32_t layer, const ConstTensor& q);
+
     // `query`: row of q in the last attend.
     std::vector<uint32_t> attended_slots(uint32_t group, uint32_t query) const;
 
@@ -80,6 +86,7 @@ private:
     Status check_step(const StepInput& input) const;
     Status place_tokens(const StepInput& input, std::vector<int64_t>& slots);
     void forget_lists();
+    void forget_step();
     Status check_attend(const AttendCall& call) const;
     Status prepare_views(const Visibility& visibility);
     Status prepare_views_of(uint32_t store_index, const Visibility& visibility);
@@ -100,13 +107,16 @@ private:
     uint32_t want_pass(const offload::BlockStore& rows, std::span<const kernels::SpanMask> seen,
                        uint32_t begin);
     Status choose(const Group& group, Store& store, const AttendCall& call, Job& job);
-    void prefetch_reuse(const Group& anchor, const Store& store,
-                        const kernels::SlotList& list) const;
     Status reuse(const Group& group, uint32_t view_index, kernels::SlotList& list) const;
     kernels::SlotList select(const Group& group, uint32_t query, uint32_t view_index, Store& store,
                              const AttendCall& call);
     uint32_t budget_of(const Group& group, const SelectHistory& history) const;
     void adapt_rows();
+    bool knows_all(const Group& group, const Store& store, uint32_t visible_count) const;
+    bool sees_little(const Group& group, uint32_t visible_count) const;
+    bool uses_labels_or_pages() const {
+        return uses_labels(s_.config.selector.kind) || uses_pages(s_.config.selector.kind);
+    }
     bool attends_everything(const Group& group, const Store& store, uint32_t visible_count);
     Status run_jobs(const Store& store, const AttendCall& call, std::span<Job> jobs);
     void merge_job(const Job& job, float* out, size_t out_head_stride, float* lse) const;
@@ -115,9 +125,25 @@ private:
     Status sample_recall(const Store& store, const AttendCall& call, const Job& job);
     static Part part_of(std::span<const Job> jobs, uint32_t index);
     Status run_parts(const Store& store, const AttendCall& call, std::span<const Job> jobs);
-    Status bring_parts(const Store& store, std::span<const Job> jobs, uint32_t begin,
-                       uint32_t& end);
+    void start_parts(const Store& store, std::span<const Job> jobs, uint32_t begin,
+                     uint32_t& end);
+    Status finish_parts(uint32_t count);
+    uint32_t parts_at_once(uint32_t parts) const;
+    uint64_t begin_fetch();
+    void end_fetch(uint64_t started);
     Status fetch_wanted();
+    void prepare_guesses();
+    void remember_query(uint32_t layer, uint32_t store_index, const AttendCall& call,
+                        uint32_t query);
+    void look_ahead(uint32_t store_index);
+    void read_reuse_ahead(uint32_t store_index, uint32_t view);
+    void read_layer_ahead(uint32_t layer, uint32_t store_index, uint32_t queries);
+    void read_all_ahead(const offload::BlockStore& rows, kernels::SlotList visible) const;
+    void guess_rows(const Group& group, uint32_t store_index, uint32_t query);
+    kernels::SlotList select_guessed(const Group& group, Store& store, uint32_t view_index,
+                                     uint32_t place, const float* q);
+    void look_ahead_of_next_step();
+    void end_guesses();
     void begin_stage(TraceStage stage);
     void end_stage(uint64_t ended_ns);
     uint32_t* list_of(uint32_t group, uint32_t view_index) const;
@@ -157,6 +183,15 @@ private:
     std::vector<uint32_t> last_query_offsets_;   // CSR: queries of each store in the last attend
     std::vector<float> lse_;                     // [q_head_count] of the last merge
     std::vector<float> exact_lse_;  // [query_count, q_head_count of a group], if asked for
+    // Reading ahead, with a disk.
+    GuessQueries guess_queries_;
+    std::vector<SelectHistory> guess_histories_;      // [group, place]
+    std::vector<kernels::SlotList> previous_lists_;   // last_lists_ of the step before
+    PrefetchTrial guess_trial_;
+    std::vector<uint32_t> part_wants_;  // blocks that the started parts want, up to each
+    uint32_t attended_store_ = 0;     // index of the store that layer_ is attended in
+    bool could_guess_ = false;        // in this step
+    uint64_t fetch_ns_before_ = 0;    // this step
     struct {                        // of the recall sample
         std::vector<float> lse_list;  // [q_head_count]
         std::vector<float> lse_all;   // [q_head_count]

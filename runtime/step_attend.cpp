@@ -208,15 +208,25 @@ Status Step::start_labels(uint32_t layer) {
     return Status::ok();
 }
 
-bool Step::attends_everything(const Group& group, const Store& store, uint32_t visible_count) {
+// By the policy, so many tokens are not worth selecting from.
+bool Step::sees_little(const Group& group, uint32_t visible_count) const {
     const Config::Budget& budget = s_.config.budget;
     if (s_.config.selector.kind == SelectorKind::dense) return true;
     if (group.sliding) return true;  // what such a layer sees is short already
     const uint32_t below = budget.dense_below != 0 ? budget.dense_below : 2 * budget.rows;
     if (visible_count <= below) return true;
-    if (group.dense && visible_count <= budget.dense_rows) return true;
-    if (!uses_labels(s_.config.selector.kind)) return false;
-    if (store.group(group.index).labels.started()) return false;
+    return group.dense && visible_count <= budget.dense_rows;
+}
+
+// Whether the group is going to attend everything.
+bool Step::knows_all(const Group& group, const Store& store, uint32_t visible_count) const {
+    return sees_little(group, visible_count) ||
+           (uses_labels(s_.config.selector.kind) && !store.group(group.index).labels.started());
+}
+
+bool Step::attends_everything(const Group& group, const Store& store, uint32_t visible_count) {
+    if (!knows_all(group, store, visible_count)) return false;
+    if (sees_little(group, visible_count)) return true;
     s_.stats.dense_without_statistics++;
     if (!told_dense_without_statistics_) {
         told_dense_without_statistics_ = true;
@@ -303,21 +313,28 @@ Step::Part Step::part_of(std::span<const Job> jobs, uint32_t index) {
 }
 
 // Every part of every job is one piece of parallel work; a part's cut depends on its list alone.
-// With a disk, as many parts at a time as have their rows in RAM.
+// With a disk, as many parts at a time as have room for their rows in RAM, and of those some while
+// the rows of others are under way.
 Status Step::run_parts(const Store& store, const AttendCall& call, std::span<const Job> jobs) {
     const Job& last = jobs.back();
     const uint32_t parts = last.part_first + kernels::attend_part_count(last.slots.count);
     for (uint32_t begin = 0; begin < parts;) {
         uint32_t end = parts;
-        SHOAL_TRY(bring_parts(store, jobs, begin, end));
-        offload::run_on(s_.executor, end - begin, [&](uint32_t i, uint32_t) {
-            const Part part = part_of(jobs, begin + i);
-            const Job& job = *part.job;
-            s_.backend->attend_part(
-                input_of(store, call, job), part.begin, part.end,
-                kernels::attend_partial_at(job.partials, part.index, job.group->q_head_count(),
-                                           job.group->piece.v_head_dim));
-        });
+        start_parts(store, jobs, begin, end);
+        const uint32_t at_once = parts_at_once(end - begin);
+        for (uint32_t first = begin; first < end; first += at_once) {
+            const uint32_t count = std::min(at_once, end - first);
+            SHOAL_TRY(finish_parts(first - begin + count));
+            offload::run_on(s_.executor, count, [&](uint32_t i, uint32_t) {
+                const Part part = part_of(jobs, first + i);
+                const Job& job = *part.job;
+                s_.backend->attend_part(
+                    input_of(store, call, job), part.begin, part.end,
+                    kernels::attend_partial_at(job.partials, part.index,
+                                               job.group->q_head_count(),
+                                               job.group->piece.v_head_dim));
+            });
+        }
         begin = end;
     }
     return Status::ok();

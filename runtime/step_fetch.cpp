@@ -1,34 +1,66 @@
-// What a step does besides when rows lie on disk: wanting, waiting, reading ahead.
+// What a step does besides when rows lie on disk: wanting and waiting. step_ahead.cpp reads ahead.
 #include "runtime/clock.hpp"
 #include "runtime/step.hpp"
 
 namespace shoal {
 
-// Puts rows of parts [begin, end) into RAM; `end` becomes smaller when not all fit.
-Status Step::bring_parts(const Store& store, std::span<const Job> jobs, uint32_t begin,
-                         uint32_t& end) {
-    if (s_.cache == nullptr) return Status::ok();
+// Starts to put rows of parts [begin, end) into RAM; `end` becomes smaller when not all fit.
+void Step::start_parts(const Store& store, std::span<const Job> jobs, uint32_t begin,
+                       uint32_t& end) {
+    if (s_.cache == nullptr) return;
     offload::BlockCache& cache = *s_.cache;
     cache.begin_wave();
+    part_wants_.clear();
     for (uint32_t index = begin; index < end; ++index) {
         const uint32_t wanted = cache.wanted_count();
         const Part part = part_of(jobs, index);
         store.group(part.job->group->index).rows.want(part.job->slots, part.begin, part.end);
-        if (index == begin || cache.wave_block_count() <= cache.wave_blocks_max()) continue;
-        cache.want_only(wanted);
-        end = index;
+        if (index != begin && cache.wave_block_count() > cache.wave_blocks_max()) {
+            cache.want_only(wanted);
+            end = index;
+            break;
+        }
+        part_wants_.push_back(cache.wanted_count());
     }
-    return fetch_wanted();
+    const uint64_t started = begin_fetch();
+    cache.start_acquire();
+    if (begin == 0) look_ahead(attended_store_);
+    end_fetch(started);
+}
+
+// Waits for the rows of the first `count` of the parts that were started last.
+Status Step::finish_parts(uint32_t count) {
+    if (s_.cache == nullptr) return Status::ok();
+    const uint64_t started = begin_fetch();
+    const Status fetched = s_.cache->finish_acquire(part_wants_[count - 1]);
+    end_fetch(started);
+    return fetched;
+}
+
+// How many parts are waited for together, so that the others' reads go on beneath their attention.
+uint32_t Step::parts_at_once(uint32_t parts) const {
+    constexpr uint32_t kPieces = 4;
+    if (s_.cache == nullptr) return parts;
+    return std::max(2 * s_.limits.thread_count, (parts + kPieces - 1) / kPieces);
+}
+
+uint64_t Step::begin_fetch() {
+    const uint64_t started = now_ns();
+    end_stage(started);
+    return started;
+}
+
+void Step::end_fetch(uint64_t started) {
+    stage_began_ns_ = now_ns();
+    s_.stats.fetch_ns += stage_began_ns_ - started;
+    s_.trace.add(TraceStage::fetch, layer_, started, stage_began_ns_);
 }
 
 // The blocks that the wave wants: what the step waits for here was not hidden.
 Status Step::fetch_wanted() {
-    const uint64_t started = now_ns();
-    end_stage(started);
+    const uint64_t started = begin_fetch();
     const Status fetched = s_.cache->acquire();
-    stage_began_ns_ = now_ns();
-    s_.stats.fetch_ns += stage_began_ns_ - started;
-    s_.trace.add(TraceStage::fetch, layer_, started, stage_began_ns_);
+    end_fetch(started);
     return fetched;
 }
 
@@ -71,17 +103,6 @@ uint32_t Step::want_pass(const offload::BlockStore& rows, std::span<const kernel
         break;
     }
     return span;
-}
-
-// What an anchor selected, the layers that reuse it will read: with a disk all of it goes out now,
-// in the order in which it is needed.
-void Step::prefetch_reuse(const Group& anchor, const Store& store,
-                          const kernels::SlotList& list) const {
-    if (s_.cache == nullptr || anchor.served == 1) return;
-    for (const Group& group : s_.groups.all()) {
-        if (group.anchor != anchor.index || group.selects()) continue;
-        store.group(group.index).rows.prefetch(list);
-    }
 }
 
 }  // namespace shoal

@@ -11,6 +11,7 @@ const char* trace_stage_name(TraceStage stage) {
         case TraceStage::attend: return "attend";
         case TraceStage::exact: return "exact";
         case TraceStage::fetch: return "fetch";
+        case TraceStage::ahead: return "ahead";
     }
     return "unknown";
 }

@@ -57,7 +57,7 @@ PARTS = (
     Part("kernels", "kernels/", ("public",)),
     Part("calib", "calib/", ("public", "kernels")),
     Part("examples", "examples/", ("public",)),
-    Part("tests", "tests/", CORE + ("bench",)),
+    Part("tests", "tests/", CORE + ("bench", "engines")),
     Part("bench", "bench/", CORE),
 )
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')

@@ -86,11 +86,15 @@ Stats stats_from_json(const std::string& text) {
     read("disk_written_bytes", stats.disk_written_bytes);
     read("fetch_ns", stats.fetch_ns);
     read("exposed_wait_ns", stats.exposed_wait_ns);
+    read("prefetch_ns", stats.prefetch_ns);
+    read("prefetch_guesses", stats.prefetch_guesses);
+    read("prefetch_hints", stats.prefetch_hints);
     read("write_wait_ns", stats.write_wait_ns);
     read("disk_retries", stats.disk_retries);
     read("disk_checksum_mismatches", stats.disk_checksum_mismatches);
     read("disk_deadlines_missed", stats.disk_deadlines_missed);
     read("block_write_failures", stats.block_write_failures);
+    read("prefetch_switched_off", stats.prefetch_switched_off);
     read("host_kv_bytes", stats.host_kv_bytes);
     read("disk_kv_bytes", stats.disk_kv_bytes);
     read("label_bytes", stats.label_bytes);

@@ -100,6 +100,8 @@ TEST_P(OnDisk, LogitsAsInRam) {
     EXPECT_EQ(count_different(in_ram, on_disk), 0U);
     EXPECT_GT(stats_["block_misses"], 0);
     EXPECT_GT(stats_["queries_sparse"], 0);
+    EXPECT_GT(stats_["blocks_prefetched_used"], 0);
+    EXPECT_GT(stats_["prefetch_hints"], 0);
     EXPECT_EQ(stats_["disk_checksum_mismatches"], 0);
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "offload/memory_tier.hpp"
+#include "offload/tier_wrappers.hpp"
 
 namespace shoal::offload {
 namespace {
@@ -31,6 +32,7 @@ protected:
         disk_memory_.reset(static_cast<std::byte*>(memory));
         std::memset(memory, 0xee, disk_bytes);
         disk_ = std::make_unique<MemoryTier>(std::span(disk_memory_.get(), disk_bytes), kBlock);
+        if (delay_ns_ != 0) disk_ = std::make_unique<DelayedTier>(std::move(disk_), delay_ns_);
         BlockCache::Options options;
         options.frame_count = frames;
         options.frame_bytes = kBlock;
@@ -79,6 +81,7 @@ protected:
     Budget budget_{"host.kv_bytes", uint64_t{1} << 30};
     Arena arena_ = Arena::real(budget_, HugePages::off);
     std::unique_ptr<std::byte, Free> disk_memory_;
+    uint64_t delay_ns_ = 0;  // of the disk, for make()
     std::unique_ptr<Tier> disk_;
     std::unique_ptr<BlockCache> cache_;
     std::vector<std::unique_ptr<Owner>> owners_;
@@ -184,6 +187,47 @@ TEST_F(BlockCacheTest, PrefetchedBlocksAreCountedByWhatCameOfThem) {
         EXPECT_EQ(read(0, block), static_cast<int>(block));
     }
     EXPECT_EQ(cache_->counters().prefetched_wasted, 2U);
+}
+
+// A read that was started ahead may end after its owner, who kept the checksum, is gone.
+TEST_F(BlockCacheTest, AReadOutlivesTheOwnerOfItsBlock) {
+    delay_ns_ = 2'000'000;
+    make(4, 16, 1, 1, 1);
+    for (uint32_t block = 0; block < 16; ++block) write(0, block, static_cast<uint8_t>(block));
+    ASSERT_TRUE(cache_->flush().is_ok());
+    const BlockRef ahead[2] = {{&owners_[0]->owner, 0}, {&owners_[0]->owner, 1}};
+    cache_->begin_wave();
+    cache_->prefetch(ahead);
+    ASSERT_EQ(cache_->counters().prefetched, 2U);
+    cache_->drop(owners_[0]->owner, 0, 16);
+    owners_.clear();
+    cache_.reset();
+    EXPECT_EQ(disk_->counters().checksum_mismatches, 0U);
+}
+
+// What is done between the two parts of an acquire does not disturb them, and a part of the blocks
+// can be waited for.
+TEST_F(BlockCacheTest, AcquiringInParts) {
+    make(12, 32, 1, 1, 1);
+    for (uint32_t block = 0; block < 32; ++block) write(0, block, static_cast<uint8_t>(block));
+    ASSERT_TRUE(cache_->flush().is_ok());
+    BlockOwner& owner = owners_[0]->owner;
+    for (uint32_t first = 0; first + 8 <= 32; first += 8) {
+        cache_->begin_wave();
+        for (uint32_t i = 0; i < 6; ++i) cache_->want(owner, first + i);
+        cache_->start_acquire();
+        const BlockRef ahead[2] = {{&owner, (first + 8) % 32}, {&owner, (first + 9) % 32}};
+        cache_->prefetch(ahead);
+        for (const uint32_t count : {0U, 1U, 4U, 3U, 6U}) {
+            ASSERT_TRUE(cache_->finish_acquire(count).is_ok());
+            for (uint32_t i = 0; i < count; ++i) {
+                ASSERT_NE(owner.table[first + i], nullptr);
+                ASSERT_EQ(static_cast<uint32_t>(*owner.table[first + i]), first + i);
+            }
+        }
+        ASSERT_TRUE(cache_->finish_acquire().is_ok());
+    }
+    EXPECT_GT(cache_->counters().prefetched_used + cache_->counters().prefetched_late, 0U);
 }
 
 TEST_F(BlockCacheTest, RandomWorkGivesWhatAnArrayGives) {

@@ -130,6 +130,13 @@ public:
         }
     }
 
+    // From now on each layer's query is made one layer early, and hinted as it is plus `error` in
+    // every number.
+    void hint(float error) {
+        hints_ = true;
+        hint_error_ = error;
+    }
+
     // A causal step of n tokens; returns out[layer] as [n, q_heads, dim].
     std::vector<std::vector<float>> step(uint32_t n) {
         const uint32_t first = token_count_;
@@ -199,13 +206,25 @@ private:
         return x;
     }
 
+    void hint_layer(uint32_t l, uint32_t n) {
+        const uint32_t dim = shape_.layers[l].k_head_dim;
+        last_q_[l] = rows_.make(n, shape_.q_head_count, dim);
+        std::vector<float> q = last_q_[l];
+        for (float& x : q) x += hint_error_;
+        if (!session_->wants_hint({l})) return;
+        const Status hinted =
+            session_->hint_query({l}, tensor_of(q, n, shape_.q_head_count, dim));
+        EXPECT_TRUE(hinted) << hinted.message();
+    }
+
     std::vector<float> layer_step(uint32_t l, uint32_t n, const Visibility& visibility) {
         const LayerShape& s = shape_.layers[l];
         if (s.kind == LayerKind::none) return {};
         const std::vector<float> k = rows_.make(n, s.kv_head_count, s.k_head_dim);
         const std::vector<float> v = rows_.make(n, s.kv_head_count, s.v_head_dim);
         last_q_.resize(shape_.layers.size());
-        last_q_[l] = rows_.make(n, shape_.q_head_count, s.k_head_dim);
+        if (!hints_ || l == 0) last_q_[l] = rows_.make(n, shape_.q_head_count, s.k_head_dim);
+        if (hints_ && l + 1 < shape_.layers.size()) hint_layer(l + 1, n);
         k_[l].insert(k_[l].end(), k.begin(), k.end());
         v_[l].insert(v_[l].end(), v.begin(), v.end());
         const Status appended = session_->append(
@@ -228,6 +247,8 @@ private:
     uint32_t token_count_ = 0;
     uint64_t version_ = 0;
     std::vector<std::vector<float>> k_, v_, last_q_;
+    bool hints_ = false;
+    float hint_error_ = 0.0F;
 };
 
 }  // namespace shoal::testing

@@ -6,12 +6,6 @@
 
 namespace shoal::llama_cpp {
 
-namespace {
-
-constexpr size_t kGraphNodes = 8;
-
-}  // namespace
-
 CpuBackend::~CpuBackend() {
     if (backend_ != nullptr) ggml_backend_free(backend_);
 }
@@ -35,17 +29,24 @@ Status CpuBackend::open(uint32_t thread_count, const char* doing) {
 }
 
 Status CpuBackend::compute(ggml_tensor& node, uint32_t thread_count, const char* doing) {
+    ggml_tensor* const nodes[1] = {&node};
+    return compute(nodes, thread_count, doing);
+}
+
+Status CpuBackend::compute(std::span<ggml_tensor* const> nodes, uint32_t thread_count,
+                           const char* doing) {
     SHOAL_TRY(open(thread_count, doing));
     const ggml_init_params params = {
-        ggml_graph_overhead_custom(kGraphNodes, false) + ggml_tensor_overhead(), nullptr, true};
+        ggml_graph_overhead_custom(nodes.size(), false) + ggml_tensor_overhead(), nullptr, true};
     ggml_context* context = ggml_init(params);
-    ggml_cgraph* graph = ggml_new_graph_custom(context, kGraphNodes, false);
-    ggml_graph_add_node(graph, &node);
+    ggml_cgraph* graph = ggml_new_graph_custom(context, nodes.size(), false);
+    for (ggml_tensor* node : nodes) ggml_graph_add_node(graph, node);
     const ggml_status status = ggml_backend_graph_compute(backend_, graph);
     ggml_free(context);
     if (status == GGML_STATUS_SUCCESS) return Status::ok();
-    return Status::error(StatusCode::internal, fmt::format("{}: ggml's own {} failed", doing,
-                                                           ggml_op_name(node.op)));
+    return Status::error(StatusCode::internal,
+                         fmt::format("{}: ggml's own {} failed", doing,
+                                     ggml_op_name(nodes.back()->op)));
 }
 
 ggml_tensor leaf_over(const ggml_tensor& tensor, void* data) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "ggml-backend.h"
 #include "ggml.h"
@@ -18,6 +19,8 @@ public:
 
     // Runs one node whose sources and result lie in plain memory. `doing` names it in errors.
     Status compute(ggml_tensor& node, uint32_t thread_count, const char* doing);
+    // The same for some, in an order in which sources come first.
+    Status compute(std::span<ggml_tensor* const> nodes, uint32_t thread_count, const char* doing);
 
 private:
     Status open(uint32_t thread_count, const char* doing);

@@ -24,6 +24,7 @@
 #include "kv_tensor.hpp"
 #include "mask.hpp"
 #include "omp_executor.hpp"
+#include "query_chain.hpp"
 #include "shoal/session.hpp"
 #include "shoal/status.hpp"
 
@@ -128,6 +129,8 @@ private:
     Status append_pending();
     Status read_mask(const AttentionOp& attention);
     Status attend_here(const ggml_tensor& op);
+    ConstTensor query_tensor(const ggml_tensor& q, uint32_t layer) const;
+    void hint_next_layer(const AttentionOp& attention);
     template <typename Part, typename Run>
     Status for_each_run(const KvTensor& tensor, size_t offset, size_t size, Part do_part,
                         Run do_run);
@@ -158,7 +161,9 @@ private:
     std::vector<StoreId> stores_;  // one per stream
     uint32_t engine_threads_ = 1;
     Delegate delegate_;
-    CpuBackend cpu_;  // rotates keys
+    CpuBackend cpu_;  // rotates keys, computes hints
+    std::vector<QueryChain> chains_;  // by layer; empty ones give no hint
+    bool told_no_hints_ = false;
 
     // The step under way.
     bool in_step_ = false;

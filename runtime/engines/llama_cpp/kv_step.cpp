@@ -206,18 +206,53 @@ Status KvCache::attend(const ggml_tensor& op) {
     return session_->end_step();
 }
 
+// q: f32 [k_head_dim, queries, q_heads, streams], all streams' queries at one distance.
+ConstTensor KvCache::query_tensor(const ggml_tensor& q, uint32_t layer) const {
+    ConstTensor tensor;
+    tensor.data = static_cast<const std::byte*>(q.data);
+    tensor.dtype = DType::f32;
+    tensor.n = static_cast<uint32_t>(q.ne[1] * q.ne[3]);
+    tensor.heads = q_head_count_;
+    tensor.head_dim = shape_of(layer).k_head_dim;
+    tensor.n_stride_bytes = q.nb[1];
+    tensor.head_stride_bytes = q.nb[2];
+    return tensor;
+}
+
+// What the next layer's queries would be if this layer changed nothing: its rows can be read while
+// this layer is served. Its ops are known from an earlier graph. The first layers' inputs differ
+// too much from each other; there the session guesses by itself.
+void KvCache::hint_next_layer(const AttentionOp& attention) {
+    constexpr uint32_t kFirstHinted = 3;
+    const uint32_t layer = attention.tensor().layer;
+    if (chains_.empty()) chains_.resize(layers_.size() + 1);
+    if (layer >= kFirstHinted && !chains_[layer].fits(*attention.q) &&
+        session_->wants_hint(LayerId{layer}) && !chains_[layer].record(*attention.q) &&
+        !told_no_hints_) {
+        told_no_hints_ = true;
+        log_line(LogLevel::info,
+                 fmt::format("layer {}: its queries are not computed in a way that is understood: "
+                             "what it reads is guessed from its last query (prefetch.kind)",
+                             layer));
+    }
+    QueryChain& next = chains_[layer + 1];
+    ChainInputs inputs;
+    if (!next.fits(*attention.q) || !session_->wants_hint(LayerId{layer + 1}) ||
+        !QueryChain::find_inputs(*attention.q, inputs)) {
+        return;
+    }
+    const ggml_tensor* q = nullptr;
+    Status hinted = next.run(inputs, cpu_, engine_threads_, q);
+    if (hinted) hinted = session_->hint_query(LayerId{layer + 1}, query_tensor(*q, layer + 1));
+    if (hinted) return;
+    next = QueryChain();
+    log_line(LogLevel::debug, fmt::format("hint: {}", hinted.message()));
+}
+
 Status KvCache::attend_here(const ggml_tensor& op) {
     const AttentionOp attention(op);
     const LayerShape shape = shape_of(attention.tensor().layer);
-    ConstTensor q;
-    q.data = static_cast<const std::byte*>(attention.q->data);
-    q.dtype = DType::f32;
-    q.n = attention.query_count();
-    q.heads = q_head_count_;
-    q.head_dim = shape.k_head_dim;
-    q.n_stride_bytes = attention.q->nb[1];
-    q.head_stride_bytes = attention.q->nb[2];
-
+    const ConstTensor q = query_tensor(*attention.q, attention.tensor().layer);
     Tensor out;
     out.data = static_cast<float*>(op.data);
     out.n = q.n;
@@ -232,6 +267,7 @@ Status KvCache::attend_here(const ggml_tensor& op) {
     visibility.range_offsets = mask_ranges_.offsets;
     visibility.ranges = mask_ranges_.ranges;
     visibility.version = mask_version_;
+    hint_next_layer(attention);
     return session_->attend(LayerId{attention.tensor().layer}, q, visibility, out);
 }
 

@@ -32,6 +32,15 @@ enum class SharingHeads : uint8_t {
     shared,  // an anchor selects one set for all its KV heads
     index,   // one per KV head, reused by the head of the same number
 };
+// How rows on disk that a layer is about to attend are found early, so that they are read while
+// layers before it are served. Each kind after `known` reads what is known too.
+enum class PrefetchKind : uint8_t {
+    none,
+    known,       // for layers that reuse a selection, and for those that attend everything
+    steps,       // what the layer attended in the step before
+    last_query,  // what its labels give for the query of the step before
+    query,       // for the query that the engine hints (Session::hint_query), else as last_query
+};
 enum class LabelBits : uint8_t { mixed = 0, bits2 = 2, bits4 = 4, bits8 = 8, bits16 = 16 };
 
 struct Config {
@@ -90,6 +99,12 @@ struct Config {
         uint64_t kv_bytes = 0;        // most bytes of the file; 0: as many as the rows take
         uint32_t deadline_ms = 10000; // a read that takes longer is tried once more; 1 ..
     } disk;
+
+    struct Prefetch {
+        PrefetchKind kind = PrefetchKind::query;
+        // Rows that a query's guess reads, of those that the layer selects; 100 .. 400.
+        uint32_t percent = 100;
+    } prefetch;
 
     struct Profile {
         std::string path;            // "" = none: channels come from the first `tokens` tokens

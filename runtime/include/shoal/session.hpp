@@ -14,7 +14,8 @@
 // independent. stats() may be called between steps.
 // Memory: address space is reserved and accounted at create(); pages are touched as the context
 // grows. Between begin_step() and end_step() the calling thread allocates nothing, but in the first
-// step, in that which makes labels without a profile, and in the first exact attend() with lse.
+// step, in that which makes labels without a profile, in the first exact attend() with lse, and for
+// a line that it logs.
 #pragma once
 
 #include <functional>
@@ -167,13 +168,23 @@ public:
     Status attend(LayerId layer, const ConstTensor& q, const Visibility& visibility,
                   const Tensor& out, float* lse = nullptr, StreamRef stream = {});
 
+    // Whether a hint for this layer would be of use now: rows lie on disk, prefetch.kind is "query"
+    // and pays, and the layer selects.
+    bool wants_hint(LayerId layer) const;
+    // What the layer's query will be about, known before it: rows that it selects are read while
+    // the layer before it is served. Of use when given before attend() of that layer, in the same
+    // step; q as attend() will get it. An answer never depends on it. At most
+    // kHintQueries queries of each store count; NaN or Inf is refused.
+    static constexpr uint32_t kHintQueries = 4;
+    Status hint_query(LayerId layer, const ConstTensor& approximate_q, StreamRef stream = {});
+
     // Slots, of the query's store, that the last sparse attend of this layer attended for one
     // query (row of q) and KV head, ascending: safety set and selection. For tests and tools.
     std::vector<uint32_t> attended_slots(LayerId layer, uint32_t query, uint32_t kv_head) const;
 
     // Changes the policy between steps: selector.kind, selector.combine, budget.*, safety.*,
-    // stats.*, sharing.*. Anything that would change what is stored, or needs what is not stored,
-    // is refused.
+    // stats.*, sharing.*, prefetch.*. Anything that would change what is stored, or needs what is
+    // not stored, is refused.
     Status reconfigure(const Config& config);
     const Config& config() const;
 

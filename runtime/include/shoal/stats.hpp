@@ -51,12 +51,16 @@ struct Stats {
     uint64_t disk_written_bytes = 0;
     uint64_t fetch_ns = 0;          // finding and reading blocks
     uint64_t exposed_wait_ns = 0;   // of that, waiting for reads
+    uint64_t prefetch_ns = 0;       // of that, choosing what to read ahead
+    uint64_t prefetch_guesses = 0;  // layers whose rows were guessed
+    uint64_t prefetch_hints = 0;    // of those, for a query that the engine hinted
     uint64_t write_wait_ns = 0;     // waiting for a dirty block to be written
     // Degraded modes of the disk; each has a log line.
     uint64_t disk_retries = 0;
     uint64_t disk_checksum_mismatches = 0;  // reads that were not what was written
     uint64_t disk_deadlines_missed = 0;
     uint64_t block_write_failures = 0;      // blocks that stayed in RAM
+    uint64_t prefetch_switched_off = 0;     // times that guessing was found not to pay
     // Memory now.
     uint64_t host_kv_bytes = 0;     // rows in RAM
     uint64_t disk_kv_bytes = 0;     // of the file

@@ -14,8 +14,9 @@ enum class TraceStage : uint8_t {
     attend,  // attention over decided lists, sparse or dense
     exact,   // attention of many queries over everything (prefill)
     fetch,   // blocks from disk, for attend or exact, which go on after it
+    ahead,   // what later layers will need, found while a fetch reads, and inside it
 };
-inline constexpr uint32_t kTraceStageCount = 7;
+inline constexpr uint32_t kTraceStageCount = 8;
 // Events that a session keeps at most until somebody reads them: 96 MiB.
 inline constexpr uint32_t kTraceEventsMax = 1U << 22;
 // "append"; "unknown" for a number that is none.

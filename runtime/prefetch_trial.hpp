@@ -1,0 +1,66 @@
+// Whether guessing what to read ahead pays: steps with and without it, in turns, are compared.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+namespace shoal {
+
+class PrefetchTrial {
+public:
+    // A trial: runs of steps with and without guesses, in turns. Of each run the first step, which
+    // still has what the run before read, does not count.
+    static constexpr uint32_t kRunSteps = 4;
+    static constexpr uint32_t kRuns = 16;
+    static constexpr uint32_t kTrialSteps = kRunSteps * kRuns;
+    // Its outcome holds for so many steps; then it is tried again.
+    static constexpr uint32_t kHeldSteps = 2048;
+
+    // Whether the coming step guesses.
+    bool guesses() const {
+        return step_ < kTrialSteps ? step_ / kRunSteps % 2 == 0 : pays_;
+    }
+    // A step ended that would have guessed. `cost_ns`: what it spent on fetching rows, guesses
+    // included. True when a trial has just found that guessing does not pay.
+    bool end_step(uint64_t cost_ns) {
+        if (step_ < kTrialSteps && step_ % kRunSteps != 0) {
+            Costs& costs = guesses() ? with_ : without_;
+            costs.ns[costs.count++] = cost_ns;
+        }
+        ++step_;
+        if (step_ == kTrialSteps) return decide();
+        if (step_ == kTrialSteps + kHeldSteps) restart();
+        return false;
+    }
+    // Of the last trial: nanoseconds of a step, medians.
+    uint64_t with_ns() const { return with_.median; }
+    uint64_t without_ns() const { return without_.median; }
+
+    void restart() { *this = PrefetchTrial(); }
+
+private:
+    struct Costs {
+        std::array<uint64_t, size_t{(kRunSteps - 1) * kRuns / 2}> ns = {};
+        uint32_t count = 0;
+        uint64_t median = 0;
+        void find_median() {
+            std::sort(ns.begin(), ns.end());
+            median = ns[ns.size() / 2];
+        }
+    };
+
+    bool decide() {
+        with_.find_median();
+        without_.find_median();
+        pays_ = with_.median < without_.median;
+        return !pays_;
+    }
+
+    uint32_t step_ = 0;
+    bool pays_ = true;
+    Costs with_;
+    Costs without_;
+};
+
+}  // namespace shoal
