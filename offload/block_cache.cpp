@@ -13,9 +13,11 @@ namespace shoal::offload {
 
 namespace {
 
-// Passes of the hand that a block survives after it was used. Two: what one long scan brings in
-// goes before what several steps in a row have used.
-constexpr uint8_t kHeatMax = 2;
+// Passes of the hand that a block survives: one more with each wave that used it, up to a most, and
+// two while it is read ahead. So what a scan brings in goes before what several steps have used, and
+// layers that attend everything keep what fits.
+constexpr uint8_t kHeatAhead = 2;
+constexpr uint8_t kHeatMax = 7;
 
 // The simulation must find what a forgotten wait does (tests/sim): it is built once with one.
 #ifdef SHOAL_BUG_MISSING_WAIT
@@ -209,7 +211,7 @@ void BlockCache::prefetch(std::span<const BlockRef> blocks) {
         own(index, ref);
         Frame& frame = frames_[index];
         frame.prefetched = true;
-        frame.heat = kHeatMax;
+        frame.heat = kHeatAhead;
         ++counters_.prefetched;
         start_read(index, ref);
     }
@@ -305,8 +307,9 @@ void BlockCache::end_read(uint32_t index) {
 void BlockCache::put_aside(uint32_t index) { aside_.add(index); }
 
 void BlockCache::hold(uint32_t index) {
-    frames_[index].wave = wave_;
-    frames_[index].heat = kHeatMax;
+    Frame& frame = frames_[index];
+    frame.wave = wave_;
+    frame.heat = std::min<uint8_t>(frame.heat + 1, kHeatMax);
     ++held_count_;
 }
 
