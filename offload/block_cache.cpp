@@ -253,12 +253,14 @@ Status BlockCache::await_reads() {
     Status status = Status::ok();
     for (const uint32_t index : waiting_.all()) {
         const Frame& frame = frames_[index];
-        const TransferState state = frame.transfer.state.load(std::memory_order_acquire);
-        if (state == TransferState::done || kWaitIsMissing) {
+        // One that came when the wait had just ended is not compared with its checksum yet.
+        if (frame.transfer.ended() && !frame.transfer.checked) wait_for({&index, 1});
+        const bool late = !frame.transfer.checked;
+        const bool is_done = !late && frame.transfer.error == 0;
+        if (is_done || kWaitIsMissing) {
             end_read(index);
             continue;
         }
-        const bool late = state == TransferState::in_flight;
         if (status) {
             const bool corrupt = !late && frame.transfer.error == EBADMSG;
             status = Status::error(
