@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -25,12 +24,6 @@ constexpr bool kWaitIsMissing = true;
 #else
 constexpr bool kWaitIsMissing = false;
 #endif
-
-uint64_t clock_ns() {
-    return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
-                                     std::chrono::steady_clock::now().time_since_epoch())
-                                     .count());
-}
 
 std::string block_name(const BlockOwner& owner, uint32_t block) {
     return fmt::format("{}, block {}", owner.name, block);
@@ -130,10 +123,10 @@ Status BlockCache::make_dirty(BlockOwner& owner, uint32_t block) {
     const uint32_t frame = owner.entries[block].frame();
     SHOAL_ASSERT(frames_[frame].wave == wave_);
     if (frames_[frame].state == FrameState::writing) {
-        const uint64_t started = clock_ns();
+        const uint64_t started = now_ns();
         wait_for({&frame, 1});
         end_writes(false);
-        counters_.write_wait_ns += clock_ns() - started;
+        counters_.write_wait_ns += now_ns() - started;
     }
     if (frames_[frame].state == FrameState::writing) {
         return Status::error(StatusCode::unavailable,
@@ -246,18 +239,19 @@ void BlockCache::wait_for(std::span<const uint32_t> frames) {
 
 Status BlockCache::await_reads() {
     if (waiting_.count == 0) return Status::ok();
-    const uint64_t started = clock_ns();
-    if (!kWaitIsMissing) wait_for(waiting_.all());
-    if (!kWaitIsMissing) retry_late_reads();
-    counters_.wait_ns += clock_ns() - started;
+    const uint64_t started = now_ns();
+    if (!kWaitIsMissing) {
+        wait_for(waiting_.all());
+        retry_late_reads();
+    }
+    counters_.wait_ns += now_ns() - started;
     Status status = Status::ok();
     for (const uint32_t index : waiting_.all()) {
         const Frame& frame = frames_[index];
         // One that came when the wait had just ended is not compared with its checksum yet.
         if (frame.transfer.ended() && !frame.transfer.checked) wait_for({&index, 1});
         const bool late = !frame.transfer.checked;
-        const bool is_done = !late && frame.transfer.error == 0;
-        if (is_done || kWaitIsMissing) {
+        if (kWaitIsMissing || (!late && frame.transfer.error == 0)) {
             end_read(index);
             continue;
         }
@@ -321,12 +315,12 @@ uint32_t BlockCache::take_frame() {
     uint32_t frame = take_frame_at_once();
     if (frame != kNoFrame) return frame;
     start_queued();
-    const uint64_t started = clock_ns();
+    const uint64_t started = now_ns();
     start_writes(dirty_count_);
     end_writes(true);
     frame = find_victim();
     if (frame == kNoFrame) frame = take_frame_read_ahead();
-    counters_.write_wait_ns += clock_ns() - started;
+    counters_.write_wait_ns += now_ns() - started;
     return frame;
 }
 

@@ -45,7 +45,6 @@ struct BlockOwner {
     uint64_t file_offset = 0;      // of block 0
     uint64_t identity = 0;         // of the run, the store and its generation, the group
     uint32_t block_bytes = 0;
-    uint32_t id = 0;               // among the owners of a cache
     std::string name;              // for messages: "store 0, layer 3"
 };
 
@@ -152,6 +151,7 @@ private:
 
     BlockCache(Tier* tier, const Options& options) : tier_(tier), options_(options) {}
     void use_memory();
+    uint64_t now_ns() const { return tier_->options().clock(); }
     std::byte* memory_of(uint32_t frame) const {
         return rows_.data() + size_t{frame} * options_.frame_bytes;
     }

@@ -213,7 +213,8 @@ std::vector<ConfigKey> machine_keys() {
             "tokens of the prompt that channel statistics are taken from without a profile"),
         integer_key<&C::stats, &C::Stats::recall_every>(
             "stats.recall_every", 0, kMaxI32, {},
-            "every n-th sparse step one layer is compared with exact scores; 0 is never"),
+            "every n-th sparse step one layer is compared with exact scores; 0 is never, as with "
+            "disk.dir"),
     };
 }
 

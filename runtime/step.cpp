@@ -238,11 +238,7 @@ Status Step::stage(uint32_t layer, Store& store, std::span<const int64_t> slots,
                    const ConstTensor& rows) {
     SHOAL_TRY(store.ensure(static_cast<uint32_t>(slots.back()) + 1, s_.executor));
     SHOAL_TRY(store.own(slots));
-    const SlotRange groups = s_.groups.of_layer(layer);
-    for (uint32_t g = groups.begin; g < groups.end; ++g) {
-        SHOAL_TRY(store.write(g, s_.groups.all()[g], part, slots, rows, *s_.backend, s_.executor));
-    }
-    return Status::ok();
+    return write_part(layer, store, part, slots, rows);
 }
 
 void Step::publish(Store& store, std::span<const uint32_t> order) {

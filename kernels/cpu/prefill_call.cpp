@@ -59,6 +59,17 @@ void run_merge(void* context, uint32_t kv_head, uint32_t) {
     for (uint32_t row = 0; row < call.plan.row_count; ++row) merge_row(call, kv_head, row);
 }
 
+// Calls body(at, row): `at` in the item's buffers, `row` of the KV head.
+template <typename Body>
+void for_each_row(const PrefillItem& item, const Body& body) {
+    for (uint32_t index = 0; index < item.row_tile_count; ++index) {
+        const RowSpan span = item.call->rows_of(item.row_tile(index));
+        for (uint32_t r = 0; r < span.count; ++r) {
+            body(size_t{index} * kRowTile + r, span.first + r);
+        }
+    }
+}
+
 }  // namespace
 
 RowSpan PrefillCall::rows_of(uint32_t row_tile) const {
@@ -132,54 +143,42 @@ void start_states(const PrefillItem& item) {
     std::fill_n(item.sum, rows * kLanesMax, 0.0F);
     std::fill_n(item.acc, rows * v_head_dim, 0.0F);
     if (item.begins) return;
-    for (uint32_t index = 0; index < item.row_tile_count; ++index) {
-        const RowSpan span = call.rows_of(item.row_tile(index));
-        for (uint32_t r = 0; r < span.count; ++r) {
-            const size_t at = size_t{index} * kRowTile + r;
-            const float* state = call.part_state(item.part, item.kv_head, span.first + r);
-            item.max[at] = state[0];
-            std::copy_n(state + 1, kLanesMax, item.sum + at * kLanesMax);
-            std::copy_n(state + 1 + kLanesMax, v_head_dim, item.acc + at * v_head_dim);
-        }
-    }
+    for_each_row(item, [&](size_t at, uint32_t row) {
+        const float* state = call.part_state(item.part, item.kv_head, row);
+        item.max[at] = state[0];
+        std::copy_n(state + 1, kLanesMax, item.sum + at * kLanesMax);
+        std::copy_n(state + 1 + kLanesMax, v_head_dim, item.acc + at * v_head_dim);
+    });
 }
 
 void save_states(const PrefillItem& item) {
     const PrefillCall& call = *item.call;
     const uint32_t v_head_dim = call.in->kv.format.v_head_dim;
-    for (uint32_t index = 0; index < item.row_tile_count; ++index) {
-        const RowSpan span = call.rows_of(item.row_tile(index));
-        for (uint32_t r = 0; r < span.count; ++r) {
-            const size_t at = size_t{index} * kRowTile + r;
-            float* state = call.part_state(item.part, item.kv_head, span.first + r);
-            state[0] = item.max[at];
-            std::copy_n(item.sum + at * kLanesMax, kLanesMax, state + 1);
-            std::copy_n(item.acc + at * v_head_dim, v_head_dim, state + 1 + kLanesMax);
-        }
-    }
+    for_each_row(item, [&](size_t at, uint32_t row) {
+        float* state = call.part_state(item.part, item.kv_head, row);
+        state[0] = item.max[at];
+        std::copy_n(item.sum + at * kLanesMax, kLanesMax, state + 1);
+        std::copy_n(item.acc + at * v_head_dim, v_head_dim, state + 1 + kLanesMax);
+    });
 }
 
 void store_results(const PrefillItem& item) {
     const PrefillCall& call = *item.call;
     const uint32_t v_head_dim = call.in->kv.format.v_head_dim;
-    for (uint32_t index = 0; index < item.row_tile_count; ++index) {
-        const RowSpan span = call.rows_of(item.row_tile(index));
-        for (uint32_t r = 0; r < span.count; ++r) {
-            const size_t at = size_t{index} * kRowTile + r;
-            const float* lanes = item.sum + at * kLanesMax;
-            float sum = 0.0F;
-            for (uint32_t lane = 0; lane < kLanesMax; ++lane) sum += lanes[lane];
-            const float* values = item.acc + at * v_head_dim;
-            if (call.plan.part_count == 1) {
-                store_row(call, item.kv_head, span.first + r, item.max[at], sum, values);
-                continue;
-            }
-            float* state = call.part_state(item.part, item.kv_head, span.first + r);
-            state[0] = item.max[at];
-            state[1] = sum;
-            std::copy_n(values, v_head_dim, state + 2);
+    for_each_row(item, [&](size_t at, uint32_t row) {
+        const float* lanes = item.sum + at * kLanesMax;
+        float sum = 0.0F;
+        for (uint32_t lane = 0; lane < kLanesMax; ++lane) sum += lanes[lane];
+        const float* values = item.acc + at * v_head_dim;
+        if (call.plan.part_count == 1) {
+            store_row(call, item.kv_head, row, item.max[at], sum, values);
+            return;
         }
-    }
+        float* state = call.part_state(item.part, item.kv_head, row);
+        state[0] = item.max[at];
+        state[1] = sum;
+        std::copy_n(values, v_head_dim, state + 2);
+    });
 }
 
 void prefill(const PrefillInput& in, const PrefillOutput& out, void* workspace,

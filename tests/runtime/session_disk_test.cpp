@@ -16,6 +16,7 @@ namespace {
 
 using testing::Driver;
 using testing::small_model;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 Config disk_config(const Config& config) {
@@ -177,17 +178,19 @@ TEST(SessionOnDiskDamage, IsSaidAndTheSessionGoesOn) {
     const std::vector<float> row(size_t{3} * 64, 0.5F);
     const std::vector<float> q(size_t{6} * 64, 0.5F);
     std::vector<float> out(size_t{6} * 64);
-    ASSERT_TRUE(session.append({0}, testing::tensor_of(row, 1, 3, 64),
-                               testing::tensor_of(row, 1, 3, 64)));
     const uint32_t range_offsets[2] = {0, 1};
     const SlotRange ranges[1] = {{0, 3001}};
-    const Status attended =
-        session.attend({0}, testing::tensor_of(q, 1, 6, 64),
-                       {offsets, range_offsets, ranges, 9999},
-                       {out.data(), 1, 6, 64, size_t{6} * 64 * 4, size_t{64} * 4});
+    // The block that the token belongs to may be on disk already.
+    Status attended = session.append({0}, testing::tensor_of(row, 1, 3, 64),
+                                     testing::tensor_of(row, 1, 3, 64));
+    if (attended) {
+        attended = session.attend({0}, testing::tensor_of(q, 1, 6, 64),
+                                  {offsets, range_offsets, ranges, 9999},
+                                  {out.data(), 1, 6, 64, size_t{6} * 64 * 4, size_t{64} * 4});
+    }
     ASSERT_FALSE(attended);
     EXPECT_EQ(attended.code(), StatusCode::corrupt);
-    EXPECT_THAT(attended.message(), HasSubstr("store 0, layer 0, block "));
+    EXPECT_THAT(attended.message(), AllOf(HasSubstr("store 0, layer 0, "), HasSubstr("block ")));
     EXPECT_THAT(attended.message(), HasSubstr("is not what was written there"));
     EXPECT_GT(session.stats().disk_checksum_mismatches, 0U);
     // What was not on disk is still right, and new rows are.

@@ -25,10 +25,12 @@ inline ModelShape small_model(uint32_t layers = 3, uint32_t kv_heads = 3, uint32
     return shape;
 }
 
-// SHOAL_TEST_CONFIG reruns the whole suite under another configuration (tests/run --full).
-inline bool rerun_as(const char* name) {
+// SHOAL_TEST_CONFIG reruns the whole suite under other configurations, names with commas between
+// (tests/run --full).
+inline bool rerun_as(const std::string& name) {
     const char* set = std::getenv("SHOAL_TEST_CONFIG");
-    return set != nullptr && std::string(set) == name;
+    if (set == nullptr) return false;
+    return ("," + std::string(set) + ",").find("," + name + ",") != std::string::npos;
 }
 
 inline Config test_config(uint32_t rows = 32) {

@@ -4,77 +4,41 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <numeric>
+#include <span>
 #include <vector>
 
 #include <fmt/format.h>
 
 #include "runtime/session_maker.hpp"
 #include "shoal/shoal.hpp"
+#include "tests/sim/sim_case.hpp"
 
 namespace shoal::sim {
 
 namespace {
 
-// One fault in two seeds at most, so that what a fault does is not hidden by others.
-Plan plan_of(std::mt19937_64& random) {
-    Plan plan;
-    plan.seed = random();
-    plan.capacity = 1 + static_cast<uint32_t>(random() % 64);
-    plan.latency_most_ns = uint64_t{1} << (random() % 20);
-    const double chance = 1.0 / static_cast<double>(20 + random() % 200);
-    switch (random() % 12) {
-        case 0: plan.short_chance = 10 * chance; break;
-        case 1: plan.error_chance = chance; break;
-        case 2: plan.duplicate_chance = plan.foreign_chance = 10 * chance; break;
-        case 3: plan.corrupt_chance = chance; break;
-        case 4: plan.misdirect_chance = chance; break;
-        case 5: plan.torn_chance = chance; break;
-        case 6: plan.late_chance = chance; break;
-        case 7:
-            plan.short_chance = plan.error_chance = plan.corrupt_chance = plan.late_chance =
-                plan.misdirect_chance = plan.torn_chance = chance / 4;
-            break;
-        default: break;  // late and out of order only
+// One thread that runs the items of a call in an order of the seed's.
+class ShuffledExecutor {
+public:
+    explicit ShuffledExecutor(uint64_t seed) : random_(seed) {}
+    Executor get() {
+        return {this, run, [](const void*) -> uint32_t { return 1; }};
     }
-    return plan;
-}
 
-ModelShape shape_of(std::mt19937_64& random) {
-    constexpr uint32_t kDims[] = {32, 64, 128};
-    constexpr DType kTypes[] = {DType::f16, DType::bf16, DType::f32};
-    ModelShape shape;
-    const auto heads = 1 + static_cast<uint32_t>(random() % 3);
-    const uint32_t dim = kDims[random() % 3];
-    shape.layers.resize(2 + random() % 2, {LayerKind::full, heads, dim, dim, 0});
-    shape.q_head_count = heads * (1 + static_cast<uint32_t>(random() % 3));
-    const DType type = kTypes[random() % 3];
-    shape.rows = {type, type};
-    return shape;
-}
+private:
+    static void run(void* self, uint32_t count, Executor::Body body, void* context) {
+        auto& executor = *static_cast<ShuffledExecutor*>(self);
+        std::vector<uint32_t>& order = executor.order_;
+        order.resize(count);
+        std::iota(order.begin(), order.end(), 0U);
+        for (uint32_t i = count; i > 1; --i) std::swap(order[i - 1], order[executor.random_() % i]);
+        for (const uint32_t index : order) body(context, index, 0);
+    }
 
-Config config_of(std::mt19937_64& random) {
-    constexpr SelectorKind kKinds[] = {SelectorKind::labels, SelectorKind::page_bounds,
-                                       SelectorKind::hybrid, SelectorKind::dense};
-    Config config;
-    config.selector.kind = kKinds[random() % 4];
-    config.budget.rows = 1 + static_cast<uint32_t>(random() % 200);
-    config.budget.dense_below = 1;
-    config.budget.dense_layers = {};
-    config.safety = {2, 1 + static_cast<uint32_t>(random() % 40)};
-    config.profile.tokens = 256;
-    config.host.threads = 1;
-    config.sharing.kind = static_cast<SharingKind>(random() % 3);
-    if (config.sharing.kind == SharingKind::tidal) config.sharing.anchors = {0};
-    return config;
-}
-
-Executor inline_executor() {
-    return {nullptr,
-            [](void*, uint32_t count, Executor::Body body, void* context) {
-                for (uint32_t i = 0; i < count; ++i) body(context, i, 0);
-            },
-            [](const void*) -> uint32_t { return 1; }};
-}
+    std::mt19937_64 random_;
+    std::vector<uint32_t> order_;
+};
 
 ConstTensor tensor_of(const std::vector<float>& data, uint32_t n, uint32_t heads, uint32_t dim) {
     return {reinterpret_cast<const std::byte*>(data.data()), DType::f32, n, heads, dim,
@@ -84,12 +48,12 @@ ConstTensor tensor_of(const std::vector<float>& data, uint32_t n, uint32_t heads
 class SessionSim {
 public:
     explicit SessionSim(uint64_t seed)
-        : random_(seed), disk_(plan_of(random_)), shape_(shape_of(random_)),
-          config_(config_of(random_)) {
+        : random_(seed), disk_(random_disk(random_)), executor_(random_()),
+          shape_(random_shape(random_)), config_(random_config(random_)) {
         options_.store_count_max = kStores;
         options_.slots_per_store = 400 + static_cast<uint32_t>(random_() % 1200);
         options_.queries_per_step_max = 256;
-        options_.executor = inline_executor();
+        options_.executor = executor_.get();
         ram_ = make(config_);
         Config on_disk = config_;
         on_disk.disk.dir = "simulated";
@@ -107,21 +71,22 @@ public:
 
     Outcome run() {
         const uint32_t operations = 20 + static_cast<uint32_t>(random_() % 20);
-        for (operation_ = 0; operation_ < operations && outcome_.difference.empty(); ++operation_) {
+        for (operation_ = 0; operation_ < operations && is_right(); ++operation_) {
             const auto store = static_cast<uint32_t>(random_() % kStores);
-            switch (random_() % 10) {
+            switch (random_() % 12) {
                 case 0: truncate(store); break;
                 case 1: copy(store); break;
-                case 2:
-                case 3: step(store, 1 + static_cast<uint32_t>(random_() % 250)); break;
-                default: step(store, 1); break;
+                case 2: fork(store); break;
+                case 3:
+                case 4: step({store}, 1 + static_cast<uint32_t>(random_() % 250)); break;
+                case 5: step({0, 1}, 1 + static_cast<uint32_t>(random_() % 3)); break;
+                default: step({store}, 1); break;
             }
         }
-        if (spilled_ != nullptr) outcome_.reads = spilled_->stats().block_misses;
+        if (spilled_ != nullptr) compare_counts();
         outcome_.injected = disk_.injected();
-        if (outcome_.refused > 0 && outcome_.injected.losing() == 0) {
-            fail("refused without a fault");
-        }
+        note(&outcome_.answers, sizeof outcome_.answers);
+        outcome_.digest = digest_ ^ disk_.digest();
         return outcome_;
     }
 
@@ -138,29 +103,83 @@ private:
         return nullptr;
     }
 
+    bool is_right() const { return outcome_.difference.empty(); }
     void fail(const std::string& what) {
-        if (!outcome_.difference.empty()) return;
+        if (!is_right()) return;
         outcome_.difference = fmt::format("operation {}: {}", operation_, what);
     }
+    void note(const void* data, size_t bytes) {
+        const auto* const at = static_cast<const unsigned char*>(data);
+        for (size_t i = 0; i < bytes; ++i) digest_ = (digest_ ^ at[i]) * 0x100000001b3;
+    }
 
-    // Whether the call did what was asked. When a block was lost all stores begin anew, in both
-    // sessions: channels that are learnt at this moment make labels of every store.
+    // A fault that was injected is one that was counted, and the other way round.
+    void compare_counts() {
+        const FaultCounts& injected = disk_.injected();
+        const offload::TierCounters counted = disk_.tier_counters();
+        const Stats stats = spilled_->stats();
+        outcome_.reads = stats.block_misses;
+        outcome_.kept_in_ram = stats.block_write_failures;
+        const auto same = [&](const char* what, uint64_t one, uint64_t other) {
+            if (one != other) fail(fmt::format("{}: {} injected, {} counted", what, one, other));
+        };
+        same("short", injected[Fault::short_result], counted.short_transfers);
+        same("strays", injected[Fault::duplicate] + injected[Fault::foreign],
+             counted.stray_completions);
+        const auto needs = [&](const char* what, uint64_t count, uint64_t faults) {
+            if (count != 0 && faults == 0) fail(fmt::format("{} {}: no such fault", count, what));
+        };
+        needs("checksums differ", counted.checksum_mismatches, wrong_bytes());
+        needs("deadlines missed", counted.deadlines_missed, injected[Fault::late]);
+        needs("transfers failed", counted.failures, wrong_bytes() + failing());
+        needs("blocks kept in RAM", outcome_.kept_in_ram, failing());
+    }
+    uint64_t wrong_bytes() const {
+        const FaultCounts& injected = disk_.injected();
+        return injected[Fault::corrupt] + injected[Fault::misdirected] + injected[Fault::torn];
+    }
+    uint64_t failing() const {
+        return disk_.injected()[Fault::error] + disk_.injected()[Fault::full];
+    }
+
+    // Whether the call did what was asked. A call that did not names a block and had a fault that
+    // explains it.
     bool served(const Status& status) {
         if (status) return true;
-        const bool lost = status.code() == StatusCode::corrupt ||
-                          status.code() == StatusCode::unavailable;
-        if (!lost) fail(std::string(status_code_name(status.code())) + ": " + status.message());
-        ++outcome_.refused;
-        for (uint32_t store = 0; store < kStores; ++store) clear(store);
+        const std::string said =
+            fmt::format("{}: {}", status_code_name(status.code()), status.message());
+        const bool names_block = status.message().find("store ") != std::string::npos &&
+                                 status.message().find(", block ") != std::string::npos;
+        const uint64_t unanswered = failing() + disk_.injected()[Fault::late];
+        switch (status.code()) {
+            case StatusCode::corrupt:
+                ++outcome_.corrupt;
+                if (wrong_bytes() == 0 || !names_block) fail(said);
+                break;
+            case StatusCode::unavailable:
+                ++outcome_.unavailable;
+                if (unanswered == 0 || !names_block) fail(said);
+                break;
+            case StatusCode::out_of_memory:  // of blocks that disk does not take or give
+                ++outcome_.out_of_memory;
+                if (unanswered == 0) fail(said);
+                break;
+            default: fail(said);
+        }
+        note(said.data(), said.size());
         return false;
     }
-    void clear(uint32_t store) {
-        if (!ram_->clear(stores_[store])) fail("clear in RAM");
-        const Status cleared = spilled_->clear(stores_on_disk_[store]);
-        if (!cleared) fail("clear: " + cleared.message());
-        lengths_[store] = 0;
+    // What a store was is lost; the others go on.
+    void clear(std::span<const uint32_t> stores) {
+        for (const uint32_t store : stores) {
+            if (!ram_->clear(stores_[store])) fail("clear in RAM");
+            const Status cleared = spilled_->clear(stores_on_disk_[store]);
+            if (!cleared) fail("clear: " + cleared.message());
+            lengths_[store] = 0;
+        }
     }
 
+    // A refused one forgets nothing.
     void truncate(uint32_t store) {
         const auto length = static_cast<uint32_t>(random_() % (lengths_[store] + 1));
         if (!served(spilled_->truncate(stores_on_disk_[store], length))) return;
@@ -174,11 +193,24 @@ private:
             for (const Session::Part part : {Session::Part::k, Session::Part::v}) {
                 const Status copied =
                     spilled_->copy({l}, part, stores_on_disk_[from], stores_on_disk_[to]);
-                if (!served(copied)) return;
+                if (!served(copied)) return clear({&to, 1});
                 if (!ram_->copy({l}, part, stores_[from], stores_[to])) fail("copy in RAM");
             }
         }
         lengths_[to] = lengths_[from];
+    }
+
+    void fork(uint32_t to) {
+        const uint32_t from = 1 - to;
+        if (!ram_->close(stores_[to]) || !spilled_->close(stores_on_disk_[to])) fail("close");
+        const Result<StoreId> forked = spilled_->fork(stores_on_disk_[from]);
+        const bool done = served(forked ? Status::ok() : forked.status());
+        const Result<StoreId> on_disk = done ? forked : spilled_->open();
+        const Result<StoreId> in_ram = done ? ram_->fork(stores_[from]) : ram_->open();
+        if (!on_disk || !in_ram) return fail("a store that was closed cannot be opened");
+        stores_[to] = *in_ram;
+        stores_on_disk_[to] = *on_disk;
+        lengths_[to] = done ? lengths_[from] : 0;
     }
 
     std::vector<float> rows(uint32_t n, uint32_t heads, uint32_t dim) {
@@ -190,31 +222,41 @@ private:
         return made;
     }
 
-    void step(uint32_t store, uint32_t n) {
-        n = std::min(n, options_.slots_per_store - lengths_[store]);
+    // A causal step of `n` tokens in each of these stores.
+    void step(std::vector<uint32_t> stores, uint32_t n) {
+        std::vector<StoreId> in_ram;
+        std::vector<StoreId> on_disk;
+        for (const uint32_t store : stores) {
+            n = std::min(n, options_.slots_per_store - lengths_[store]);
+            in_ram.push_back(stores_[store]);
+            on_disk.push_back(stores_on_disk_[store]);
+        }
         if (n == 0) return;
-        const uint32_t offsets[2] = {0, n};
-        StepInput input;
-        input.token_offsets = offsets;
-        input.stores = {&stores_[store], 1};
-        if (!ram_->begin_step(input)) fail("begin_step in RAM");
-        input.stores = {&stores_on_disk_[store], 1};
-        if (!served(spilled_->begin_step(input))) return;
+        std::vector<uint32_t> offsets{0};
         ranges_.clear();
         range_offsets_.assign(1, 0);
-        for (uint32_t i = 0; i < n; ++i) {
-            ranges_.push_back({0, lengths_[store] + i + 1});
-            range_offsets_.push_back(i + 1);
+        for (const uint32_t store : stores) {
+            offsets.push_back(offsets.back() + n);
+            for (uint32_t i = 0; i < n; ++i) {
+                ranges_.push_back({0, lengths_[store] + i + 1});
+                range_offsets_.push_back(static_cast<uint32_t>(ranges_.size()));
+            }
         }
-        lengths_[store] += n;
+        StepInput input;
+        input.token_offsets = offsets;
+        input.stores = in_ram;
+        if (!ram_->begin_step(input)) fail("begin_step in RAM");
+        input.stores = on_disk;
+        if (!served(spilled_->begin_step(input))) return clear(stores);
         const Visibility visibility{offsets, range_offsets_, ranges_, ++version_};
         for (uint32_t l = 0; l < shape_.layers.size(); ++l) {
-            if (!layer(store, l, n, visibility)) return;
+            if (!layer(l, offsets.back(), visibility)) return clear(stores);
         }
         if (!ram_->end_step() || !spilled_->end_step()) fail("end_step");
+        for (const uint32_t store : stores) lengths_[store] += n;
     }
 
-    bool layer(uint32_t store, uint32_t l, uint32_t n, const Visibility& visibility) {
+    bool layer(uint32_t l, uint32_t n, const Visibility& visibility) {
         const LayerShape& s = shape_.layers[l];
         const std::vector<float> k = rows(n, s.kv_head_count, s.k_head_dim);
         const std::vector<float> v = rows(n, s.kv_head_count, s.v_head_dim);
@@ -235,14 +277,17 @@ private:
         const Status attended = spilled_->attend({l}, qt, visibility, to(got));
         if (!ram_->attend({l}, qt, visibility, to(expected))) fail("attend in RAM");
         if (!served(attended)) return false;
+        note(got.data(), got.size() * sizeof(float));
         ++outcome_.answers;
+        if (outcome_.refused() > 0) ++outcome_.answers_after_loss;
         if (std::memcmp(expected.data(), got.data(), got.size() * sizeof(float)) == 0) return true;
-        fail(fmt::format("store {}, layer {}, {} tokens: attention differs from RAM", store, l, n));
+        fail(fmt::format("layer {}, {} tokens: attention differs from RAM", l, n));
         return false;
     }
 
     std::mt19937_64 random_;
     Disk disk_;
+    ShuffledExecutor executor_;
     ModelShape shape_;
     Config config_;
     SessionOptions options_;
@@ -255,6 +300,7 @@ private:
     std::vector<uint32_t> range_offsets_;
     uint64_t version_ = 0;
     uint32_t operation_ = 0;
+    uint64_t digest_ = 0xcbf29ce484222325;
     Outcome outcome_;
 };
 

@@ -1,5 +1,5 @@
 // A session whose disk, clock and queue are driven by one seed, beside one that keeps all in RAM: the
-// production step, cache and I/O engine must answer the same bits, or say that they cannot.
+// production step, cache and I/O engine must answer the same bits, or say which block they lost.
 #pragma once
 
 #include <cstdint>
@@ -10,12 +10,20 @@
 namespace shoal::sim {
 
 struct Outcome {
-    uint64_t answers = 0;     // layers attended by both
-    uint64_t refused = 0;     // calls that said a block was lost or late
-    uint64_t reads = 0;
-    Injected injected;
+    uint64_t answers = 0;            // layers attended by both
+    uint64_t answers_after_loss = 0; // of those, by a session that had lost a block before
+    // Calls that were refused, by what was said.
+    uint64_t corrupt = 0;
+    uint64_t unavailable = 0;
+    uint64_t out_of_memory = 0;
+    uint64_t reads = 0;              // blocks
+    uint64_t kept_in_ram = 0;        // blocks that disk refused to take
+    FaultCounts injected;
+    uint64_t digest = 0;             // of every operation of the device and every answer
     // What went wrong, with the operation; "" when nothing did.
     std::string difference;
+
+    uint64_t refused() const { return corrupt + unavailable + out_of_memory; }
 };
 
 // Everything follows from the seed: model, policy, RAM, faults, operations.

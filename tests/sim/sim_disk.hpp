@@ -1,72 +1,89 @@
-// A disk made of memory, a clock and a seed: what is late, short, torn, misdirected, corrupt, refused
-// or said twice is drawn from it. Memory that is being read is poisoned until its bytes arrive.
+// A disk made of memory, a clock and a seed, at the seam below the production I/O engine: what is
+// late, short, torn, misdirected, corrupt, refused or said twice is drawn from it. Memory that is
+// being read is poisoned until its bytes arrive: NaN in every row format, and out of bounds for
+// AddressSanitizer.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <random>
-#include <span>
-#include <vector>
 
 #include "offload/disk_tier.hpp"
 #include "offload/io_queue.hpp"
 
 namespace shoal::sim {
 
-// Chances are of each operation of the device.
-struct Plan {
-    uint64_t seed = 1;
-    double short_chance = 0;       // fewer bytes than asked for, as few as none
-    double error_chance = 0;       // EIO, EAGAIN or EINTR
-    double duplicate_chance = 0;   // completed twice
-    double foreign_chance = 0;     // a completion of nothing
-    double corrupt_chance = 0;     // a read with 1 to 8 bits flipped
-    double misdirect_chance = 0;   // a read of other bytes of the same file
-    double torn_chance = 0;        // a write that says it is done and is not whole
-    double late_chance = 0;        // comes after the deadline
-    uint64_t latency_most_ns = 100'000;
-    uint32_t capacity = 128;
+enum class Fault : uint8_t {
+    none,
+    refused,      // the queue does not take an operation now
+    short_result, // fewer bytes than asked for, as few as none
+    duplicate,    // completed twice
+    foreign,      // a completion of nothing
+    error,        // EIO, EAGAIN or EINTR, one time or many in a row
+    full,         // ENOSPC for a while
+    corrupt,      // a read with 1 to 8 bits flipped
+    misdirected,  // bytes of, or to, another place of the file
+    torn,         // a write that says it is done and is not whole
+    late,         // after the deadline
+    count,
+};
+inline constexpr size_t kFaultKinds = static_cast<size_t>(Fault::count);
+const char* fault_name(Fault fault);
 
-    bool can_lose() const {
-        return corrupt_chance + misdirect_chance + torn_chance + late_chance + error_chance > 0;
-    }
+// How often each was injected.
+struct FaultCounts {
+    std::array<uint64_t, kFaultKinds> of{};
+    uint64_t& operator[](Fault fault) { return of[static_cast<size_t>(fault)]; }
+    uint64_t operator[](Fault fault) const { return of[static_cast<size_t>(fault)]; }
 };
 
-struct Injected {
-    uint64_t shorts = 0, errors = 0, duplicates = 0, foreign = 0, corrupt = 0, misdirected = 0,
-             torn = 0, late = 0;
-    // Of the kinds that may lose a block.
-    uint64_t losing() const { return errors + corrupt + misdirected + torn + late; }
+// Chances are of each operation of the device.
+struct DiskPlan {
+    uint64_t seed = 1;
+    std::array<double, kFaultKinds> chance{};
+    uint64_t latency_most_ns = 100'000;
+    uint32_t capacity = 128;   // operations that the queue takes at a time
+    uint32_t depth = 128;      // that the engine has in flight
 };
 
 // Lives longer than the tier over it.
 class Disk {
 public:
     static constexpr uint32_t kUnit = 4096;
-    static constexpr uint64_t kDeadlineNs = 5'000'000;
+    static constexpr uint64_t kDeadlineNs = 60'000'000'000;
 
-    explicit Disk(const Plan& plan) : plan_(plan), random_(plan.seed) {}
+    explicit Disk(const DiskPlan& plan) : plan_(plan), random_(plan.seed) {}
+    // Called once: the production tier and engine over this disk.
     std::unique_ptr<offload::Tier> make_tier(uint64_t bytes);
 
-    const Injected& injected() const { return injected_; }
-    uint64_t now_ns() const { return now_ns_; }
+    const FaultCounts& injected() const { return injected_; }
+    // Of the tier that was made, which lives still.
+    offload::TierCounters tier_counters() const { return tier_->counters(); }
+    // Of every operation in its order: the same for the same seed and use.
+    uint64_t digest() const { return digest_; }
 
 private:
-    friend class Queue;
+    friend class SimQueue;
     struct Free {
         void operator()(std::byte* memory) const { std::free(memory); }
     };
-    bool draw(double chance) {
-        return chance > 0 && std::uniform_real_distribution<double>(0, 1)(random_) < chance;
-    }
+    // Whether a fault of this kind is to happen now.
+    bool draw(Fault fault);
+    bool inject(Fault fault);
+    void note(uint64_t event);
 
-    const Plan plan_;
+    const DiskPlan plan_;
     std::mt19937_64 random_;
-    Injected injected_;
+    FaultCounts injected_;
     uint64_t now_ns_ = 1;
+    uint64_t digest_ = 0;
+    uint64_t errors_left_ = 0;      // operations that fail still
+    uint64_t full_left_ = 0;        // writes that find no space still
     std::unique_ptr<std::byte, Free> memory_;
     uint64_t bytes_ = 0;
+    offload::Tier* tier_ = nullptr;
 };
 
 }  // namespace shoal::sim

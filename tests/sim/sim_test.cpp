@@ -1,8 +1,9 @@
-// SHOAL_TEST_RUNS=N test_sim: any number of seeds; SHOAL_TEST_SEED=S: from another first one.
+// Any number of seeds, from any first one: SHOAL_TEST_RUNS=100000 SHOAL_TEST_SEED=1 test_sim
 #include <gtest/gtest.h>
 
-#include <cstdio>
 #include <cstdlib>
+
+#include <fmt/format.h>
 
 #include "tests/sim/session_sim.hpp"
 
@@ -20,42 +21,77 @@ constexpr uint64_t kRuns = 200;
 constexpr uint64_t kRuns = 2000;
 #endif
 
-TEST(Simulation, AnswersAsInRamOrSaysThatItCannot) {
+// What all seeds came to together.
+struct Total {
+    Outcome sum;
+    uint64_t seeds_that_read = 0;
+    uint64_t seeds_exact_under_faults = 0;
+
+    void add(const Outcome& one) {
+        sum.answers += one.answers;
+        sum.answers_after_loss += one.answers_after_loss;
+        sum.corrupt += one.corrupt;
+        sum.unavailable += one.unavailable;
+        sum.out_of_memory += one.out_of_memory;
+        sum.reads += one.reads;
+        sum.kept_in_ram += one.kept_in_ram;
+        seeds_that_read += one.reads > 0 ? 1 : 0;
+        uint64_t faults = 0;
+        for (size_t kind = 1; kind < kFaultKinds; ++kind) {
+            sum.injected.of[kind] += one.injected.of[kind];
+            if (static_cast<Fault>(kind) >= Fault::error) faults += one.injected.of[kind];
+        }
+        seeds_exact_under_faults += faults > 0 && one.refused() == 0 ? 1 : 0;
+    }
+
+    std::string text(uint64_t first, uint64_t runs) const {
+        std::string out = fmt::format(
+            "seeds {} to {}: {} answers as in RAM, {} of them after a loss; refused: {} corrupt, "
+            "{} unavailable, {} out of memory; {} seeds exact under faults; {} blocks read, {} "
+            "kept in RAM that disk refused\ninjected:",
+            first, first + runs - 1, sum.answers, sum.answers_after_loss, sum.corrupt,
+            sum.unavailable, sum.out_of_memory, seeds_exact_under_faults, sum.reads,
+            sum.kept_in_ram);
+        for (size_t kind = 1; kind < kFaultKinds; ++kind) {
+            out += fmt::format("{} {} {}", kind == 1 ? "" : ",",
+                               fault_name(static_cast<Fault>(kind)), sum.injected.of[kind]);
+        }
+        return out;
+    }
+};
+
+TEST(Simulation, AnswersAsInRamOrSaysWhatItLost) {
     const uint64_t runs = number_from("SHOAL_TEST_RUNS", kRuns);
     const uint64_t first = number_from("SHOAL_TEST_SEED", 1);
-    Outcome all;
-    uint64_t seeds_that_read = 0;
+    Total all;
     for (uint64_t seed = first; seed < first + runs; ++seed) {
         const Outcome one = run_seed(seed);
-        ASSERT_EQ(one.difference, "") << "seed " << seed;
-        all.answers += one.answers;
-        all.refused += one.refused;
-        all.reads += one.reads;
-        seeds_that_read += one.reads > 0 ? 1 : 0;
-        all.injected.shorts += one.injected.shorts;
-        all.injected.errors += one.injected.errors;
-        all.injected.duplicates += one.injected.duplicates;
-        all.injected.foreign += one.injected.foreign;
-        all.injected.corrupt += one.injected.corrupt;
-        all.injected.misdirected += one.injected.misdirected;
-        all.injected.torn += one.injected.torn;
-        all.injected.late += one.injected.late;
+        ASSERT_EQ(one.difference, "")
+            << "seed " << seed << ", again: SHOAL_TEST_SEED=" << seed
+            << " SHOAL_TEST_RUNS=1 test_sim --gtest_filter='Simulation.Answers*'";
+        all.add(one);
     }
-    const auto n = [](uint64_t number) { return static_cast<unsigned long long>(number); };
-    std::printf("seeds %llu to %llu: %llu answers as in RAM, %llu calls refused, %llu blocks read; "
-                "short %llu, errors %llu, twice %llu, foreign %llu, corrupt %llu, misdirected "
-                "%llu, torn %llu, late %llu\n",
-                n(first), n(first + runs - 1), n(all.answers), n(all.refused), n(all.reads),
-                n(all.injected.shorts), n(all.injected.errors), n(all.injected.duplicates),
-                n(all.injected.foreign), n(all.injected.corrupt), n(all.injected.misdirected),
-                n(all.injected.torn), n(all.injected.late));
-    if (runs < 200) return;
-    EXPECT_GT(seeds_that_read, runs / 2);
-    EXPECT_GT(all.refused, runs / 100);
-    for (const uint64_t count :
-         {all.injected.shorts, all.injected.errors, all.injected.duplicates, all.injected.foreign,
-          all.injected.corrupt, all.injected.misdirected, all.injected.torn, all.injected.late}) {
-        EXPECT_GT(count, runs / 40);
+    fmt::print("{}\n", all.text(first, runs));
+    if (runs < kRuns) return;
+    // A simulation in which nothing happens proves nothing.
+    EXPECT_GT(all.seeds_that_read, runs / 2);
+    EXPECT_GT(all.seeds_exact_under_faults, runs / 20);
+    EXPECT_GT(all.sum.answers_after_loss, runs / 2);
+    EXPECT_GT(all.sum.corrupt, runs / 40);
+    EXPECT_GT(all.sum.unavailable, runs / 40);
+    EXPECT_GT(all.sum.kept_in_ram, runs / 40);
+    for (size_t kind = 1; kind < kFaultKinds; ++kind) {
+        EXPECT_GT(all.sum.injected.of[kind], runs / 40) << fault_name(static_cast<Fault>(kind));
+    }
+}
+
+TEST(Simulation, SameSeedSameHistory) {
+    for (uint64_t seed = 1; seed <= 40; ++seed) {
+        const Outcome one = run_seed(seed);
+        const Outcome again = run_seed(seed);
+        ASSERT_EQ(one.digest, again.digest) << "seed " << seed;
+        ASSERT_EQ(one.refused(), again.refused()) << "seed " << seed;
+        ASSERT_NE(one.digest, run_seed(seed + 1).digest) << "seed " << seed;
     }
 }
 

@@ -97,7 +97,8 @@ struct Config {
     } profile;
 
     struct Stats {
-        // Every n-th step one layer's selection is compared with exact scores. 0: never.
+        // Every n-th step one layer's selection is compared with exact scores. 0: never. Not with
+        // disk.dir, where it would read all there is.
         uint32_t recall_every = 64;
     } stats;
 };

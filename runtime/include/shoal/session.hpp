@@ -109,14 +109,15 @@ public:
 
     Result<StoreId> open();
     // Opens a store that holds what `store` holds and answers as it would, bit for bit. Rows are
-    // shared until one of the two writes near them (64 KiB at a time); labels and order are
-    // copied.
+    // shared until one of the two writes near them (64 KiB at a time), with a disk copied; labels
+    // and order are copied.
     Result<StoreId> fork(StoreId store);
     Status close(StoreId store);
     // Forgets everything in the store: as just opened. It, truncate(), fork() and copy() end a step
     // that is open, in all stores.
     Status clear(StoreId store);
-    // Forgets slots [slot_count, ...). Their rows are never read again.
+    // Forgets slots [slot_count, ...). Their rows are never read again. With a disk it may fail
+    // (rows that stay could not be read for their labels); nothing is forgotten then.
     Status truncate(StoreId store, uint32_t slot_count);
 
     // Writes what `store` holds to a file that any session of the same model and row format can

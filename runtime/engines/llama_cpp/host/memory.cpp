@@ -77,7 +77,7 @@ uint64_t context_that_fits(const MemoryPlan& plan, const ModelFile& model,
         plan.machine_bytes - std::min(plan.machine_bytes, model.file_bytes);
     const uint64_t left = std::min(plan.available_bytes, beside_weights);
     const uint64_t rows = plan.bytes_per_slot * shape.slots;
-    const uint64_t fixed = plan.total_bytes - std::min(plan.total_bytes, rows);
+    const uint64_t fixed = plan.least_bytes - std::min(plan.least_bytes, rows);
     const uint64_t per_slot = std::max<uint64_t>(plan.bytes_per_slot, 1);
     return left > fixed ? (left - fixed) / per_slot / 256 * 256 * shape.streams : 0;
 }
