@@ -46,6 +46,7 @@ struct BlockOwner {
     uint64_t identity = 0;         // of the run, the store and its generation, the group
     uint32_t block_bytes = 0;
     std::string name;              // for messages: "store 0, layer 3"
+    std::string block_name(uint32_t block) const;
 };
 
 struct BlockRef {
@@ -128,6 +129,8 @@ public:
     }
 
 private:
+    // Heat of a block that is read ahead, until it is used.
+    static constexpr uint8_t kHeatAhead = 2;
     enum class FrameState : uint8_t { free, reading, clean, dirty, writing };
     struct Frame {
         Transfer transfer;
@@ -158,9 +161,10 @@ private:
     BlockEntry& entry_of(const Frame& frame) const { return frame.owner->entries[frame.block]; }
 
     Status acquire_blocks();
-    Status too_little_memory(const BlockRef& ref) const;
+    Status no_frame(const BlockRef& ref) const;
     void hold(uint32_t frame);
-    Status acquire_block(const BlockRef& ref);
+    void hold_resident(uint32_t frame);
+    Status take_in(const BlockRef& ref);
     Status await_reads();
     void retry_late_reads();
     void wait_for(std::span<const uint32_t> frames);

@@ -1,5 +1,6 @@
-// A session whose disk, clock and queue are driven by one seed, beside one that keeps all in RAM: the
-// production step, cache and I/O engine must answer the same bits, or say which block they lost.
+// A session whose disk, clock and queue are driven by one seed, beside one that keeps all in RAM.
+// The production step, cache and I/O engine must answer the same bits, or say which block they
+// lost.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,6 @@ struct Outcome {
     // Calls that were refused, by what was said.
     uint64_t corrupt = 0;
     uint64_t unavailable = 0;
-    uint64_t out_of_memory = 0;
     uint64_t reads = 0;              // blocks
     uint64_t kept_in_ram = 0;        // blocks that disk refused to take
     FaultCounts injected;
@@ -23,7 +23,7 @@ struct Outcome {
     // What went wrong, with the operation; "" when nothing did.
     std::string difference;
 
-    uint64_t refused() const { return corrupt + unavailable + out_of_memory; }
+    uint64_t refused() const { return corrupt + unavailable; }
 };
 
 // Everything follows from the seed: model, policy, RAM, faults, operations.

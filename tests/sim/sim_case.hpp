@@ -9,7 +9,8 @@
 
 namespace shoal::sim {
 
-// Half of the seeds have one kind of fault, so that what it does is not hidden by others.
+// Most seeds have one kind of fault, so that what it does is not hidden by others; some none, some
+// all.
 DiskPlan random_disk(std::mt19937_64& random);
 ModelShape random_shape(std::mt19937_64& random);
 Config random_config(std::mt19937_64& random);

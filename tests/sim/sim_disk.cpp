@@ -25,8 +25,8 @@ using offload::TransferKind;
 
 const char* fault_name(Fault fault) {
     constexpr const char* kNames[kFaultKinds] = {
-        "none",  "refused", "short",       "twice", "foreign", "errors", "no space",
-        "corrupt", "misdirected", "torn", "late"};
+        "none",     "refused", "short",       "twice", "foreign", "errors",
+        "no space", "corrupt", "misdirected", "torn",  "late"};
     return kNames[static_cast<size_t>(fault)];
 }
 
@@ -40,6 +40,8 @@ bool Disk::inject(Fault fault) {
     ++injected_[fault];
     return true;
 }
+
+void Disk::pass_time() { now_ns_ += random_() % (2 * plan_.latency_most_ns); }
 
 void Disk::note(uint64_t event) {
     digest_ = (digest_ ^ event) * 0x9e3779b97f4a7c15;
@@ -59,7 +61,8 @@ public:
         if (!pending_.empty() && disk_.inject(Fault::refused)) return false;
         uint64_t due_ns = disk_.now_ns_ + disk_.random_() % (disk_.plan_.latency_most_ns + 1);
         if (disk_.inject(Fault::late)) {
-            due_ns += Disk::kDeadlineNs * (disk_.random_() % 8 == 0 ? 100 : 1 + disk_.random_() % 3);
+            const bool is_hung = disk_.random_() % 8 == 0;
+            due_ns += Disk::kDeadlineNs * (is_hung ? 100 : 1 + disk_.random_() % 3);
         }
         disk_.note(operation.offset << 1 | (operation.kind == TransferKind::read ? 1 : 0));
         disk_.note(due_ns);

@@ -58,6 +58,9 @@ public:
     // Called once: the production tier and engine over this disk.
     std::unique_ptr<offload::Tier> make_tier(uint64_t bytes);
 
+    // Somebody computes for a while.
+    void pass_time();
+
     const FaultCounts& injected() const { return injected_; }
     // Of the tier that was made, which lives still.
     offload::TierCounters tier_counters() const { return tier_->counters(); }

@@ -32,7 +32,6 @@ struct Total {
         sum.answers_after_loss += one.answers_after_loss;
         sum.corrupt += one.corrupt;
         sum.unavailable += one.unavailable;
-        sum.out_of_memory += one.out_of_memory;
         sum.reads += one.reads;
         sum.kept_in_ram += one.kept_in_ram;
         seeds_that_read += one.reads > 0 ? 1 : 0;
@@ -47,10 +46,10 @@ struct Total {
     std::string text(uint64_t first, uint64_t runs) const {
         std::string out = fmt::format(
             "seeds {} to {}: {} answers as in RAM, {} of them after a loss; refused: {} corrupt, "
-            "{} unavailable, {} out of memory; {} seeds exact under faults; {} blocks read, {} "
+            "{} unavailable; {} seeds exact under faults; {} blocks read, {} "
             "kept in RAM that disk refused\ninjected:",
             first, first + runs - 1, sum.answers, sum.answers_after_loss, sum.corrupt,
-            sum.unavailable, sum.out_of_memory, seeds_exact_under_faults, sum.reads,
+            sum.unavailable, seeds_exact_under_faults, sum.reads,
             sum.kept_in_ram);
         for (size_t kind = 1; kind < kFaultKinds; ++kind) {
             out += fmt::format("{} {} {}", kind == 1 ? "" : ",",
