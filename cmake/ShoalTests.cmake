@@ -78,6 +78,24 @@ shoal_test(runtime BUDGET 2 LONG_BUDGET 3 LINK shoal_core THREADED "*Session*:*E
         "PrefetchOf.*" "*Prefetch*/known" "*Prefetch*/steps" "*Prefetch*/last_query"
         "*Prefetch*/query_of_heads")
 
+# A session whose disk, clock and queue follow from one seed; and once more over a block cache that
+# does not wait for what it reads, which the simulation must find.
+# More seeds: SHOAL_TEST_RUNS=100000 SHOAL_TEST_SEED=1 build/cpu/test_sim
+shoal_test(sim BUDGET 2 LONG_BUDGET 1 LINK shoal_core)
+shoal_sources(sim_sources FOLDERS tests/sim)
+add_executable(test_sim_of_bug ${sim_sources} offload/block_cache.cpp)
+target_compile_definitions(test_sim_of_bug PRIVATE SHOAL_BUG_MISSING_WAIT)
+target_include_directories(test_sim_of_bug PRIVATE "${PROJECT_SOURCE_DIR}")
+target_link_libraries(test_sim_of_bug PRIVATE shoal_core GTest::gtest_main Threads::Threads
+    shoal_flags)
+set_target_properties(test_sim_of_bug PROPERTIES SHOAL_IS_TEST ON
+    RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")
+add_test(NAME sim_finds_a_missing_wait
+    COMMAND test_sim_of_bug "--gtest_filter=Simulation.AnswersAsInRam*")
+shoal_budget(sim_finds_a_missing_wait 1 suite)
+set_tests_properties(sim_finds_a_missing_wait PROPERTIES
+    PASS_REGULAR_EXPRESSION "attention differs from RAM|use-after-poison")
+
 set(test_data
     "SHOAL_TEST_MODEL=\"${SHOAL_TEST_DATA_DIR}/SmolLM2-135M-Instruct.Q4_1.gguf\""
     "SHOAL_TEST_TEXT_DIR=\"${SHOAL_TEST_DATA_DIR}/austen\""

@@ -46,6 +46,7 @@ struct BlockOwner {
     uint64_t identity = 0;         // of the run, the store and its generation, the group
     uint32_t block_bytes = 0;
     std::string name;              // for messages: "store 0, layer 3"
+    std::string block_name(uint32_t block) const;
 };
 
 struct BlockRef {
@@ -135,6 +136,8 @@ public:
     }
 
 private:
+    // Heat of a block that is read ahead, until it is used.
+    static constexpr uint8_t kHeatAhead = 2;
     enum class FrameState : uint8_t { free, reading, clean, dirty, writing };
     struct Frame {
         Transfer transfer;
@@ -158,14 +161,16 @@ private:
 
     BlockCache(Tier* tier, const Options& options) : tier_(tier), options_(options) {}
     void use_memory();
+    uint64_t now_ns() const { return tier_->options().clock(); }
     std::byte* memory_of(uint32_t frame) const {
         return rows_.data() + size_t{frame} * options_.frame_bytes;
     }
     BlockEntry& entry_of(const Frame& frame) const { return frame.owner->entries[frame.block]; }
 
-    Status too_little_memory(const BlockRef& ref) const;
+    Status no_frame(const BlockRef& ref) const;
     void hold(uint32_t frame);
-    Status acquire_block(const BlockRef& ref);
+    void hold_resident(uint32_t frame);
+    Status take_in(const BlockRef& ref);
     Status await_reads(std::span<uint32_t> frames);
     void retry_late_reads(std::span<uint32_t> frames);
     void wait_for(std::span<const uint32_t> frames);
@@ -176,6 +181,7 @@ private:
 
     uint32_t take_frame();
     uint32_t take_frame_at_once();
+    uint32_t take_free_frame();
     uint32_t take_frame_read_ahead();
     uint32_t find_victim();
     void own(uint32_t frame, const BlockRef& ref);

@@ -180,7 +180,8 @@ bool DiskTier::do_poll(uint64_t deadline_ns) {
     if (thread_.joinable()) return false;
     if (turn() > 0) return true;
     const uint64_t now_ns = options().clock();
-    if (now_ns < deadline_ns) queue_->wait(1, deadline_ns - now_ns);
+    const uint64_t left_ns = deadline_ns == UINT64_MAX ? IoQueue::kForever : deadline_ns - now_ns;
+    if (now_ns < deadline_ns) queue_->wait(1, left_ns);
     return true;
 }
 

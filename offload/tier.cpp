@@ -264,6 +264,11 @@ Status Tier::wait(std::span<Transfer* const> transfers) {
     return outcome(transfers);
 }
 
+void Tier::wait_ended(std::span<Transfer* const> transfers) {
+    SHOAL_ASSERT(outer_ == nullptr);
+    (void)await(transfers, UINT64_MAX);
+}
+
 Status Tier::outcome(std::span<Transfer* const> transfers) {
     const Transfer* failed = nullptr;
     const Transfer* corrupt = nullptr;

@@ -117,6 +117,9 @@ public:
     // more. Ok: all are `done`. `unavailable`: some are in flight still, or failed. `corrupt`:
     // some are not what was written. Which: their `state` and `error`.
     Status wait(std::span<Transfer* const> transfers);
+    // Waits until none of these is in flight, however long it takes: their memory is about to go.
+    // They are not checked.
+    void wait_ended(std::span<Transfer* const> transfers);
     // Those that no device has yet fail with ECANCELED; the others go on. Wait for them all the
     // same.
     void cancel(std::span<Transfer* const> transfers);

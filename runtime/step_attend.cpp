@@ -190,6 +190,7 @@ Status Step::learn(uint32_t layer, const ConstTensor& q) {
 }
 
 Status Step::start_labels(uint32_t layer) {
+    bool all_started = true;
     const SlotRange groups = s_.groups.of_layer(layer);
     for (uint32_t g = groups.begin; g < groups.end; ++g) {
         if (!s_.stores[0]->group(g).keeps_labels()) continue;
@@ -197,10 +198,16 @@ Status Step::start_labels(uint32_t layer) {
         if (s_.formats[g].empty()) {
             s_.formats[g] = s_.label_source->make_formats(s_.groups.all()[g]);
         }
-        for (const auto& store : s_.stores) {
-            SHOAL_TRY(store->start_labels(g, *s_.backend, s_.formats[g], s_.executor));
+        for (uint32_t i = 0; i < s_.stores.size(); ++i) {
+            const Status started =
+                s_.stores[i]->start_labels(g, *s_.backend, s_.formats[g], s_.executor);
+            if (started) continue;
+            // A store of another sequence, of which a block was lost, is no concern of this step.
+            if (std::find(stores_.begin(), stores_.end(), i) != stores_.end()) return started;
+            all_started = false;
         }
     }
+    if (!all_started) return Status::ok();  // the next attend tries again
     labels_started_[layer] = 1;
     if (groups.end == s_.groups.count()) {
         s_.log(LogLevel::info, "channel statistics are known: labels are in use");

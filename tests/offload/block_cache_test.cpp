@@ -130,6 +130,24 @@ TEST_F(BlockCacheTest, AWaveKeepsAllThatItAcquired) {
     EXPECT_EQ(read(0, 12), 12);  // the next wave has room again
 }
 
+TEST_F(BlockCacheTest, AWaveDoesNotPushOutWhatItWantsItself) {
+    make(8, 32, 1, 2, 1);
+    for (uint32_t block = 0; block < 32; ++block) write(0, block, static_cast<uint8_t>(block));
+    ASSERT_TRUE(cache_->flush().is_ok());
+    for (uint32_t first = 0; first < 24; ++first) {
+        cache_->reset_counters();
+        cache_->begin_wave();
+        // The new one first, those of the wave before after it.
+        for (const uint32_t block : {7U, 0U, 1U, 2U, 3U, 4U, 5U, 6U}) {
+            cache_->want(owners_[0]->owner, first + block);
+        }
+        ASSERT_TRUE(cache_->acquire().is_ok());
+        if (first == 0) continue;
+        EXPECT_EQ(cache_->counters().misses, 1U) << first;
+        EXPECT_EQ(cache_->counters().hits, 7U) << first;
+    }
+}
+
 TEST_F(BlockCacheTest, MoreThanThereAreFramesIsRefused) {
     make(4, 32, 1, 1, 1);
     cache_->begin_wave();

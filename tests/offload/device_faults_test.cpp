@@ -105,6 +105,19 @@ TEST(TierFaults, Row09ASlowDiskIsInTimeOrLate) {
     EXPECT_GT(row.refused, 1000U);
 }
 
+// What owns the memory of a transfer that was given up must be able to wait for its end.
+TEST(TierFaults, WaitEndedOutlastsTheDeadline) {
+    FaultCase c(1);
+    c.device.plan.latency_least_ns = 3000 * kMillisecond;
+    c.device.plan.latency_most_ns = 5000 * kMillisecond;
+    const auto tier = make_fake_tier(c.device, 8, 1000 * kMillisecond);
+    EXPECT_EQ(c.write(*tier).code(), StatusCode::unavailable);
+    tier->wait_ended(c.writes().all());
+    for (size_t i = 0; i < c.writes().size(); ++i) EXPECT_TRUE(c.writes()[i].ended());
+    tier->wait_ended(c.writes().all());  // of those that have ended: at once
+    EXPECT_GE(c.device.now_ns, 3000 * kMillisecond);
+}
+
 TEST(TierFaults, Row10ALateOneKeepsItsMemoryUntilItCompletes) {
     FaultRow row{"10: completes after the deadline, or never"};
     for (uint64_t seed = 1; seed <= 100; ++seed) {
