@@ -30,7 +30,7 @@ TEST(OpenMetricsReader, IsStrict) {
 
 // Every counter another number, from 11 on.
 Stats numbered() {
-    static_assert(sizeof(Stats) == 46 * sizeof(uint64_t), "a new figure belongs here too");
+    static_assert(sizeof(Stats) == 47 * sizeof(uint64_t), "a new figure belongs here too");
     Stats stats;
     uint64_t next = 11;
     for (uint64_t* field :
@@ -47,7 +47,7 @@ Stats numbered() {
           &stats.disk_read_bytes, &stats.disk_written_bytes, &stats.fetch_ns,
           &stats.exposed_wait_ns, &stats.write_wait_ns, &stats.disk_retries,
           &stats.disk_checksum_mismatches, &stats.disk_deadlines_missed,
-          &stats.block_write_failures, &stats.disk_kv_bytes}) {
+          &stats.block_write_failures, &stats.disk_kv_bytes, &stats.disk_paths_refused}) {
         *field = next++;
     }
     return stats;
@@ -107,7 +107,8 @@ TEST(StatsOpenMetrics, HoldsEveryFigure) {
         {"shoal_disk_checksum_mismatches_total", 50},
         {"shoal_disk_deadlines_missed_total", 51},
         {"shoal_block_write_failures_total", 52},
-        {"shoal_disk_kv_bytes", 53}};
+        {"shoal_disk_kv_bytes", 53},
+        {"shoal_disk_paths_refused_total", 54}};
     EXPECT_EQ(read.samples, expected);
 }
 

@@ -57,6 +57,7 @@ struct Stats {
     uint64_t disk_checksum_mismatches = 0;  // reads that were not what was written
     uint64_t disk_deadlines_missed = 0;
     uint64_t block_write_failures = 0;      // blocks that stayed in RAM
+    uint64_t disk_paths_refused = 0;        // 1: threads read and write, since io_uring is refused
     // Memory now.
     uint64_t host_kv_bytes = 0;     // rows in RAM
     uint64_t disk_kv_bytes = 0;     // of the file
