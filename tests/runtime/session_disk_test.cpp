@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -143,6 +144,79 @@ TEST_P(SessionOnDisk, TakesWhatThePlanSays) {
     EXPECT_EQ(refused.status().code(), StatusCode::out_of_memory);
     EXPECT_THAT(refused.status().message(), HasSubstr(bytes_text(plan->least_bytes)));
     EXPECT_THAT(refused.status().message(), HasSubstr("host.kv_bytes"));
+}
+
+// Bytes of RAM that belong to no file.
+uint64_t resident_bytes() {
+    uint64_t size = 0;
+    uint64_t resident = 0;
+    uint64_t shared = 0;
+    std::ifstream("/proc/self/statm") >> size >> resident >> shared;
+    return (resident - shared) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
+// 64 MiB of rows, a tenth of them in RAM: filled, read in a pass of prefill, decoded.
+TEST(SessionOnDiskMemory, PeaksWithinThePlan) {
+#ifdef SHOAL_SANITIZED
+    GTEST_SKIP() << "a sanitizer's own memory would be counted";
+#endif
+    const ModelShape shape = small_model(2, 8, 1, 128, DType::bf16);
+    Config config = disk_config(testing::test_config());
+    SessionOptions options;
+    options.slots_per_store = 8192;
+    options.queries_per_step_max = 1024;
+    const Result<MemoryPlan> wanted = Session::plan(config, shape, options);
+    ASSERT_TRUE(wanted) << wanted.status().message();
+    config.host.kv_bytes = wanted->least_bytes + wanted->disk_bytes / 10;
+    const Result<MemoryPlan> plan = Session::plan(config, shape, options);
+    ASSERT_TRUE(plan) << plan.status().message();
+    testing::RandomRows random(1);
+    const std::vector<float> rows = random.make(1024, 8, 128);
+    std::vector<int64_t> slots(1024);
+    std::vector<float> out(rows.size());
+    const uint64_t before = resident_bytes();
+    uint64_t peak = 0;
+    auto made = Session::create(config, shape, options);
+    ASSERT_TRUE(made) << made.status().message();
+    Session& session = **made;
+    const StoreId store = *session.open();
+    const ConstTensor some = testing::tensor_of(rows, 1024, 8, 128);
+    for (uint32_t begin = 0; begin < 7 * 1024; begin += 1024) {
+        std::iota(slots.begin(), slots.end(), begin);
+        for (uint32_t l = 0; l < 2; ++l) {
+            ASSERT_TRUE(session.put({l}, store, slots, some, some));
+            peak = std::max(peak, resident_bytes());
+        }
+    }
+    for (const uint32_t n : {1000U, 1U, 1U}) {
+        const uint32_t offsets[2] = {0, n};
+        const uint32_t first = session.stats().slots_used;
+        StepInput input;
+        input.stores = {&store, 1};
+        input.token_offsets = offsets;
+        ASSERT_TRUE(session.begin_step(input));
+        std::vector<SlotRange> ranges;
+        std::vector<uint32_t> range_offsets{0};
+        for (uint32_t i = 0; i < n; ++i) {
+            ranges.push_back({0, first + i + 1});
+            range_offsets.push_back(i + 1);
+        }
+        for (uint32_t l = 0; l < 2; ++l) {
+            const ConstTensor now = testing::tensor_of(rows, n, 8, 128);
+            ASSERT_TRUE(session.append({l}, now, now));
+            ASSERT_TRUE(session.attend({l}, now, {offsets, range_offsets, ranges, 0},
+                                       {out.data(), n, 8, 128, size_t{8} * 128 * 4, 128 * 4}));
+            peak = std::max(peak, resident_bytes());
+        }
+        ASSERT_TRUE(session.end_step());
+    }
+    const double of_plan =
+        static_cast<double>(peak - before) / static_cast<double>(plan->total_bytes);
+    std::printf("  peak %s: %.3f of the plan, with %s of rows on disk\n",
+                bytes_text(peak - before).c_str(), of_plan, bytes_text(plan->disk_bytes).c_str());
+    EXPECT_LT(of_plan, 1.03);
+    EXPECT_GT(of_plan, 0.5);
+    EXPECT_GT(session.stats().block_misses, 0U);
 }
 
 // Rows 4 and 32 of the table of faults where a session meets them: refused before anything is
