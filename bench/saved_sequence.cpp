@@ -1,17 +1,23 @@
 // Saving and loading a sequence, beside the disk's own sequential rate in the same round: the file
-// written by Session::save is read in 1 MiB requests with O_DIRECT, then loaded, in turns. A load
-// fills memory that the process has not had before, so what the system takes to give as much memory
-// is measured too: one thread writing to a new mapping.
+// written by Session::save is read in 1 MiB requests with O_DIRECT, one and four at a time, then
+// loaded, in turns. Ratios are to the faster of the two reads.
 //
-// Shape of Llama-3.1-8B's attention (8 KV heads x 128, bf16), 4 layers. Without labels, then with
-// labels from statistics in the file.
+// A load fills memory that the process has not had before, so what the system takes to give as much
+// memory is measured too: one thread writing to a new mapping. A load into a session whose rows lie
+// on disk writes as much as it reads: beside it, the file copied in requests of 1 MiB, four at a
+// time, into space that was allocated and never written, as a spill file's is.
+//
+// Shape of Llama-3.1-8B's attention (8 KV heads x 128, bf16), 4 layers. Without labels, with labels
+// from statistics in the file, and with a tenth of the rows in RAM.
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <random>
 #include <string>
+#include <thread>
 
 #include "bench/support.hpp"
 #include "shoal/shoal.hpp"
@@ -39,14 +45,31 @@ ModelShape model() {
     return shape;
 }
 
-std::unique_ptr<Session> make_session(SelectorKind kind, uint32_t slots) {
+struct Case {
+    const char* name;
+    SelectorKind kind;
+    bool on_disk;
+};
+
+std::string folder() {
+    const char* named = std::getenv("TMPDIR");
+    return named == nullptr ? "/tmp" : named;
+}
+
+std::unique_ptr<Session> make_session(const Case& what, uint32_t slots) {
     Config config;
-    config.selector.kind = kind;
+    config.selector.kind = what.kind;
     config.profile.tokens = kStep;
     config.host.threads = 2;
     SessionOptions options;
     options.slots_per_store = slots;
     options.queries_per_step_max = kStep;
+    if (what.on_disk) {
+        config.disk.dir = folder();
+        const Result<MemoryPlan> plan = Session::plan(config, model(), options);
+        if (!plan) fail(plan.status().message());
+        config.host.kv_bytes = plan->least_bytes + plan->disk_bytes / 10;
+    }
     Result<std::unique_ptr<Session>> made = Session::create(config, model(), options);
     if (!made) fail(made.status().message());
     return std::move(*made);
@@ -89,16 +112,42 @@ StoreId fill(Session& session, uint32_t slots) {
     return *store;
 }
 
-double read_seconds(const std::string& path) {
+// The file in requests of 1 MiB by several threads, read, and written to `copy` unless that is -1.
+double read_seconds(const std::string& path, uint32_t threads, int copy) {
+    constexpr size_t kPiece = 1 << 20;
+    const auto bytes = static_cast<size_t>(std::filesystem::file_size(path));
     const int file = ::open(path.c_str(), O_RDONLY | O_DIRECT);
     if (file < 0) fail(path + ": no O_DIRECT here");
-    auto* buffer = static_cast<char*>(std::aligned_alloc(4096, 1 << 20));
+    std::atomic<size_t> next{0};
     const double start = now_s();
-    while (::read(file, buffer, 1 << 20) > 0) {
+    std::vector<std::thread> running;
+    for (uint32_t i = 0; i < threads; ++i) {
+        running.emplace_back([&] {
+            auto* buffer = static_cast<char*>(std::aligned_alloc(4096, kPiece));
+            for (size_t at = 0; (at = next.fetch_add(kPiece)) < bytes;) {
+                const auto offset = static_cast<off_t>(at);
+                const ssize_t got = ::pread(file, buffer, kPiece, offset);
+                if (got <= 0) fail(path + ": cannot be read");
+                if (copy < 0) continue;
+                if (::pwrite(copy, buffer, static_cast<size_t>(got), offset) != got) {
+                    fail(path + ": cannot be copied");
+                }
+            }
+            std::free(buffer);
+        });
     }
+    for (std::thread& thread : running) thread.join();
     const double seconds = now_s() - start;
-    std::free(buffer);
     ::close(file);
+    return seconds;
+}
+
+double copy_seconds(const std::string& path) {
+    const int copy = ::open(folder().c_str(), O_RDWR | O_TMPFILE | O_DIRECT, 0600);
+    const auto bytes = static_cast<off_t>(std::filesystem::file_size(path));
+    if (copy < 0 || ::fallocate(copy, 0, 0, bytes) != 0) fail(folder() + ": no room for a copy");
+    const double seconds = read_seconds(path, 4, copy);
+    ::close(copy);
     return seconds;
 }
 
@@ -108,13 +157,11 @@ double touch_seconds(size_t bytes) {
     return now_s() - start;
 }
 
-void measure(SelectorKind kind, const char* name, uint32_t slots, uint32_t rounds) {
-    const char* folder = std::getenv("TMPDIR");
-    const std::string path = std::string(folder == nullptr ? "/tmp" : folder) + "/shoal_bench_" +
-                             std::to_string(::getpid());
+void measure(const Case& what, uint32_t slots, uint32_t rounds) {
+    const std::string path = folder() + "/shoal_bench_" + std::to_string(::getpid());
     double save_s = 0.0;
     {
-        const auto session = make_session(kind, slots);
+        const auto session = make_session(what, slots);
         const StoreId store = fill(*session, slots);
         const double start = now_s();
         check(session->save(store, path));
@@ -122,25 +169,32 @@ void measure(SelectorKind kind, const char* name, uint32_t slots, uint32_t round
     }
     const auto bytes = static_cast<double>(std::filesystem::file_size(path));
     std::vector<double> load;
-    std::vector<double> read;
-    std::vector<double> touch;
-    std::vector<double> ratio;
+    std::vector<double> read_one;
+    std::vector<double> read_four;
+    std::vector<double> beside;  // new memory, or a copy of the file
+    std::vector<double> of_read;
+    std::vector<double> of_beside;
     for (uint32_t round = 0; round < rounds; ++round) {
-        read.push_back(read_seconds(path));
-        touch.push_back(touch_seconds(static_cast<size_t>(bytes)));
-        const auto session = make_session(kind, slots);
+        read_one.push_back(read_seconds(path, 1, -1));
+        read_four.push_back(read_seconds(path, 4, -1));
+        beside.push_back(what.on_disk ? copy_seconds(path)
+                                      : touch_seconds(static_cast<size_t>(bytes)));
+        const auto session = make_session(what, slots);
         const double start = now_s();
         const Result<StoreId> store = session->load(path);
         load.push_back(now_s() - start);
         check(store.status());
-        ratio.push_back(100.0 * read.back() / load.back());
+        of_read.push_back(std::min(read_one.back(), read_four.back()) / load.back());
+        of_beside.push_back(beside.back() / load.back());
     }
     ::unlink(path.c_str());
     const auto rate = [bytes](double seconds) { return bytes * 1e-6 / seconds; };
-    std::printf("%-6s %7u tokens  %6.0f MB  save %6.0f MB/s  read %6.0f MB/s  new memory %6.0f "
-                "MB/s  load %6.0f MB/s  %5.1f %% of read\n",
-                name, slots, bytes * 1e-6, rate(save_s), rate(median(read)), rate(median(touch)),
-                rate(median(load)), median(ratio));
+    std::printf("%-6s %7u tokens  %6.0f MB  MB/s: save %5.0f  read %5.0f, by four %5.0f  %s %5.0f  "
+                "load %5.0f = %.2f of read, %.2f of %s\n",
+                what.name, slots, bytes * 1e-6, rate(save_s), rate(median(read_one)),
+                rate(median(read_four)), what.on_disk ? "copy" : "new memory",
+                rate(median(beside)), rate(median(load)), median(of_read), median(of_beside),
+                what.on_disk ? "copy" : "new memory");
     std::fflush(stdout);
 }
 
@@ -151,7 +205,10 @@ int main(int argc, char** argv) {
     using namespace shoal::bench;
     const BenchArgs args = parse_args(argc, argv);
     const uint32_t slots = args.quick ? 4096 : 131072;
-    measure(shoal::SelectorKind::dense, "dense", slots, args.rounds);
-    measure(shoal::SelectorKind::labels, "labels", slots, args.rounds);
+    for (const Case& what : {Case{"dense", shoal::SelectorKind::dense, false},
+                             Case{"labels", shoal::SelectorKind::labels, false},
+                             Case{"disk", shoal::SelectorKind::labels, true}}) {
+        measure(what, slots, args.rounds);
+    }
     return 0;
 }

@@ -135,6 +135,10 @@ Status BlockStore::ensure(uint32_t slot_count, const Executor* executor) {
     return Status::ok();
 }
 
+Status BlockStore::prepare(uint64_t bytes, const Executor* executor) {
+    return spills() ? Status::ok() : arena_->block_pool().prepare(bytes, executor);
+}
+
 Status BlockStore::ensure_entries(uint32_t block_count) {
     SHOAL_TRY(table_.touch_until(uint64_t{block_count} * sizeof(std::byte*)));
     SHOAL_TRY(entries_.touch_until(uint64_t{block_count} * sizeof(BlockEntry)));

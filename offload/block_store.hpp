@@ -63,6 +63,9 @@ public:
     // puts them into RAM. Rows of new blocks are zero. `slot_count` <= slot_count_max(). Cheap when
     // nothing is to do: call it at the start of each step.
     Status ensure(uint32_t slot_count, const Executor* executor = nullptr);
+    // Without a disk: puts `bytes` for blocks to come into RAM at once, by all threads of the
+    // executor where that pays.
+    Status prepare(uint64_t bytes, const Executor* executor);
     // Becomes what `other` is (same Arena, layout and slot_count_max): rows are shared, run by run,
     // until one of the two is about to write them; with a disk they are copied. Forgets what was
     // there before.

@@ -192,6 +192,7 @@ void DiskTier::do_count(TierCounters& counters) const {
     counters.retries += counts.repeats.load(std::memory_order_relaxed);
     counters.short_transfers += counts.short_results.load(std::memory_order_relaxed);
     counters.stray_completions += counts.strays.load(std::memory_order_relaxed);
+    counters.paths_refused += path_.refusal.empty() ? 0 : 1;
     counters.cpu_ns += queue_->cpu_ns();
     if (thread_.joinable()) counters.cpu_ns += thread_cpu_ns(thread_);
 }

@@ -179,6 +179,9 @@ MemoryLimits read_memory_limits(const std::string& root) {
     out.mem_available_bytes = out.mem_total_bytes;
     if (const auto available = kib("MemAvailable")) out.mem_available_bytes = *available * 1024;
 
+    const std::string status = read_text(root + "/proc/self/status").value_or("");
+    out.mapped_bytes = number_of_key(status, "RssFile").value_or(0) * 1024;
+
     read_cgroups(root, out);
 
     struct rlimit memlock {};

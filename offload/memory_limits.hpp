@@ -21,6 +21,7 @@ struct MemoryLimits {
     uint64_t cgroup_limit_bytes = kUnlimited;
     uint64_t cgroup_used_bytes = 0;    // of that level, without reclaimable page cache
     std::string cgroup_path;           // of that level, e.g. "/user.slice/run"
+    uint64_t mapped_bytes = 0;         // in RAM of files that the process has mapped; available too
     uint64_t memlock_bytes = 0;        // RLIMIT_MEMLOCK, soft
     // Processor time the cgroup allows, in processors; 0 = no quota.
     double cpu_quota = 0;

@@ -147,8 +147,7 @@ Descriptor::~Descriptor() {
     if (number_ >= 0) close(number_);
 }
 
-Result<SpillFile> SpillFile::create(const std::string& dir, uint64_t bytes) {
-    SHOAL_ASSERT(bytes > 0);
+Result<SpillFile> SpillFile::open_in(const std::string& dir) {
     Result<Descriptor> folder = open_dir(dir);
     if (!folder) return folder.status();
     if (keeps_files_in_ram(folder->number())) {
@@ -160,9 +159,29 @@ Result<SpillFile> SpillFile::create(const std::string& dir, uint64_t bytes) {
     if (!file.is_open()) return refuse_open(dir, errno);
     SpillFile spill(std::move(file), dir);
     SHOAL_TRY(spill.find_alignment());
-    SHOAL_TRY(spill.allocate(bytes));
-    SHOAL_TRY(spill.probe());
     return spill;
+}
+
+Result<SpillFile> SpillFile::create(const std::string& dir, uint64_t bytes) {
+    SHOAL_ASSERT(bytes > 0);
+    Result<SpillFile> spill = open_in(dir);
+    if (!spill) return spill;
+    SHOAL_TRY(spill->allocate(bytes));
+    SHOAL_TRY(spill->probe());
+    return spill;
+}
+
+Result<uint64_t> SpillFile::room(const std::string& dir) {
+    Result<SpillFile> spill = open_in(dir);
+    if (!spill) return spill.status();
+    struct rlimit limit {};
+    const bool limited = getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY;
+    const uint64_t most = limited ? uint64_t{limit.rlim_cur} : UINT64_MAX;
+    const uint64_t bytes = std::min(free_bytes(spill->descriptor()), most);
+    if (bytes < spill->alignment()) return bytes;
+    SHOAL_TRY(spill->allocate(spill->alignment()));  // whether it can be done at all
+    SHOAL_TRY(spill->probe());
+    return bytes;
 }
 
 Status SpillFile::find_alignment() {

@@ -34,6 +34,9 @@ public:
     //   unsupported       its file system has no direct I/O (tmpfs) or cannot allocate ahead
     //   out_of_memory     too little space, quota or file size limit: bytes wanted and bytes free
     static Result<SpillFile> create(const std::string& dir, uint64_t bytes);
+    // Bytes that a file in `dir` could have now. Takes none of them. Fails as create() does where
+    // `dir` is no place for any.
+    static Result<uint64_t> room(const std::string& dir);
 
     int descriptor() const { return file_.number(); }
     uint64_t bytes() const { return bytes_; }
@@ -42,6 +45,7 @@ public:
     const std::string& dir() const { return dir_; }
 
 private:
+    static Result<SpillFile> open_in(const std::string& dir);
     SpillFile(Descriptor file, std::string dir) : file_(std::move(file)), dir_(std::move(dir)) {}
     Status find_alignment();
     Status allocate(uint64_t bytes);

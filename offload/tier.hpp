@@ -86,6 +86,7 @@ struct TierCounters {
     uint64_t deadlines_missed = 0;   // transfers that a wait() left in flight, once each
     uint64_t canceled = 0;           // before a device had them
     uint64_t failures = 0;           // transfers that failed for good
+    uint64_t paths_refused = 0;      // ways to the device that this machine refuses: io_uring
     uint64_t cpu_ns = 0;             // of the tier's own threads
 };
 

@@ -39,14 +39,18 @@ Status count(SessionState& state, MemoryPlan& plan) {
 }
 
 // The least that works with so many slots.
-Status total_for(SessionState& state, uint32_t slots, uint64_t& total_bytes) {
-    MemoryPlan plan;
+Status count_least(SessionState& state, uint32_t slots, MemoryPlan& plan) {
     state.options.slots_per_store = slots;
     state.limits.slot_count_max = slots;
     if (state.spills()) state.limits.frame_count = frames_least(state);
-    SHOAL_TRY(count(state, plan));
-    total_bytes = plan.total_bytes;
-    return Status::ok();
+    return count(state, plan);
+}
+
+// With a disk and without host.kv_bytes: three quarters of what the files that the engine has
+// mapped leave, its weights. They count as available, since the system could read them again.
+uint64_t default_beside_disk(const SessionState& state, const offload::MemoryLimits& machine) {
+    const uint64_t mapped = std::max(state.options.mapped_bytes, machine.mapped_bytes);
+    return (machine.available_bytes - std::min(machine.available_bytes, mapped)) / 4 * 3;
 }
 
 // With a disk: as many blocks in RAM as there are, or as there is memory for.
@@ -63,33 +67,42 @@ void fill_frames(SessionState& state, const MemoryPlan& plan) {
 }
 
 // The largest slots_per_store whose plan fits: bisection over the same lay_out().
-Status find_fit(SessionState& state, uint64_t available_bytes, uint32_t& slots_fit) {
+Status find_fit(SessionState& state, MemoryPlan& plan) {
     uint32_t low = 0;
     uint32_t high = 1U << 28;
     while (low + 1 < high) {
         const uint32_t middle = low + (high - low) / 2;
-        uint64_t total = 0;
-        SHOAL_TRY(total_for(state, middle, total));
-        (total <= available_bytes ? low : high) = middle;
+        MemoryPlan tried;
+        SHOAL_TRY(count_least(state, middle, tried));
+        const bool fits = tried.total_bytes <= plan.available_bytes &&
+                          tried.disk_bytes <= plan.disk_available_bytes;
+        (fits ? low : high) = middle;
     }
-    slots_fit = low;
+    plan.slots_fit = low;
     return Status::ok();
 }
 
 }  // namespace
 
-Status make_plan(SessionState& state, MemoryPlan& plan) {
+Status make_plan(SessionState& state, uint64_t disk_available_bytes, MemoryPlan& plan) {
     const offload::MemoryLimits machine = offload::read_memory_limits();
     const uint64_t asked = state.config.host.kv_bytes;
     const uint32_t slots = state.options.slots_per_store;
     plan.machine_bytes = machine.available_bytes;
     plan.available_bytes = std::min(asked == 0 ? UINT64_MAX : asked, machine.available_bytes);
-    if (asked == 0 && state.spills()) plan.available_bytes = machine.available_bytes / 4 * 3;
-    uint64_t one_more = 0;
-    SHOAL_TRY(find_fit(state, plan.available_bytes, plan.slots_fit));
-    SHOAL_TRY(total_for(state, slots + 4096, one_more));
-    SHOAL_TRY(total_for(state, slots, plan.least_bytes));
-    plan.bytes_per_slot = (one_more - plan.least_bytes) / 4096;
+    if (asked == 0 && state.spills()) plan.available_bytes = default_beside_disk(state, machine);
+    const uint64_t disk_asked = state.config.disk.kv_bytes;
+    if (state.spills()) {
+        plan.disk_available_bytes =
+            std::min(disk_asked == 0 ? UINT64_MAX : disk_asked, disk_available_bytes);
+    }
+    SHOAL_TRY(find_fit(state, plan));
+    MemoryPlan more;
+    MemoryPlan least;
+    SHOAL_TRY(count_least(state, slots + 4096, more));
+    SHOAL_TRY(count_least(state, slots, least));
+    plan.least_bytes = least.total_bytes;
+    plan.bytes_per_slot = (more.total_bytes - least.total_bytes) / 4096;
     fill_frames(state, plan);
     SHOAL_TRY(count(state, plan));
     if (asked > machine.available_bytes) {

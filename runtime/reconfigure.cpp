@@ -89,6 +89,7 @@ void add_disk_stats(const SessionState& state, Stats& stats) {
     stats.disk_retries = disk.retries;
     stats.disk_checksum_mismatches = disk.checksum_mismatches;
     stats.disk_deadlines_missed = disk.deadlines_missed;
+    stats.disk_paths_refused = disk.paths_refused;
 }
 
 }  // namespace

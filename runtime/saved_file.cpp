@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <condition_variable>
 #include <cstdlib>
@@ -47,10 +46,13 @@ void set_direct(int file, bool on) {
     if (flags >= 0) (void)::fcntl(file, F_SETFL, on ? flags | O_DIRECT : flags & ~O_DIRECT);
 }
 
+bool is_direct(int file) { return (::fcntl(file, F_GETFL) & O_DIRECT) != 0; }
+
 // Whether to try again without O_DIRECT, whose needs a file system may say only at the first use.
-bool retries(int file, int error) {
+// `was_direct`: when it was tried; another thread may have found out meanwhile.
+bool retries(int file, int error, bool was_direct) {
     if (error == EINTR) return true;
-    if (error != EINVAL || (::fcntl(file, F_GETFL) & O_DIRECT) == 0) return false;
+    if (error != EINVAL || !was_direct) return false;
     set_direct(file, false);
     return true;
 }
@@ -162,9 +164,10 @@ Status SavedFileWriter::put(uint64_t offset, size_t bytes) {
     boundary();
     size_t done = 0;
     while (done < bytes) {
+        const bool direct = is_direct(file_.get());
         const ssize_t count = ::pwrite(file_.get(), buffer_.data() + done, bytes - done,
                                        static_cast<off_t>(offset + done));
-        if (count < 0 && retries(file_.get(), errno)) continue;
+        if (count < 0 && retries(file_.get(), errno, direct)) continue;
         if (count <= 0) return file_error(path_, "write", count < 0 ? errno : EIO);
         done += static_cast<size_t>(count);
     }
@@ -237,9 +240,10 @@ Status SavedFileReader::read_front() {
 Status SavedFileReader::read(uint64_t offset, std::span<std::byte> out) {
     size_t done = 0;
     while (done < out.size()) {
+        const bool direct = is_direct(file_.get());
         const ssize_t count = ::pread(file_.get(), out.data() + done, out.size() - done,
                                       static_cast<off_t>(offset + done));
-        if (count < 0 && retries(file_.get(), errno)) continue;
+        if (count < 0 && retries(file_.get(), errno, direct)) continue;
         if (count < 0) return file_error(path_, "read", errno);
         if (count == 0) {
             return Status::error(StatusCode::corrupt,
@@ -263,72 +267,90 @@ Status SavedFileReader::read_verified(const SavedChunk& chunk, std::byte* out) {
                                      path_, chunk.index, front_.sizes.chunk_count, chunk.offset));
 }
 
-// A ring of buffers between the thread that reads and the one that takes.
+// A ring of buffers between threads that read and verify, each every n-th chunk, and the one that
+// takes. A disk gives its rate to several requests at a time only; small files get one thread.
 class SavedFileReader::Ahead {
 public:
     explicit Ahead(SavedFileReader& reader)
-        : reader_(reader), thread_([this] { read_all(); }) {}
-    ~Ahead() {
+        : reader_(reader),
+          thread_count_(static_cast<uint32_t>(std::clamp<uint64_t>(
+              reader.front_.sizes.file_bytes / (2 * kSavedChunkBytesMax), 1, kReaders))),
+          places_(kBuffers / kReaders * thread_count_) {
+        try {
+            for (uint32_t i = 0; i < thread_count_; ++i) {
+                threads_.emplace_back([this, i] { read_every_nth(i); });
+            }
+        } catch (...) {
+            stop();
+            throw;
+        }
+    }
+    ~Ahead() { stop(); }
+    Ahead(const Ahead&) = delete;
+    Ahead& operator=(const Ahead&) = delete;
+
+    // The chunk once it is there; the buffer of the one before may be used again.
+    Status next(const SavedChunk& chunk, std::span<const std::byte>& out) {
+        Place& place = places_[chunk.index % places_.size()];
+        std::unique_lock lock(mutex_);
+        taken_ = chunk.index;
+        changed_.notify_all();
+        changed_.wait(lock, [&] { return place.chunk_end == chunk.index + 1; });
+        out = {place.buffer.data(), chunk.bytes()};
+        return place.status;
+    }
+
+private:
+    struct Place {
+        PageBuffer buffer{kSavedChunkBytesMax};
+        uint64_t chunk_end = 0;  // one past the chunk that lies here, if `status` is ok
+        Status status = Status::ok();
+    };
+
+    void read_every_nth(uint32_t first) {
+        (void)for_each_saved_chunk(
+            reader_.front_.header, reader_.front_.sizes, [&](const SavedChunk& chunk) {
+                if (chunk.index % thread_count_ != first) return Status::ok();
+                Place& place = places_[chunk.index % places_.size()];
+                {
+                    std::unique_lock lock(mutex_);
+                    changed_.wait(
+                        lock, [&] { return chunk.index < taken_ + places_.size() || stopped_; });
+                    if (stopped_) return Status::error(StatusCode::internal, "stopped");
+                }
+                const Status status = reader_.read_verified(chunk, place.buffer.data());
+                const std::lock_guard lock(mutex_);
+                place.chunk_end = chunk.index + 1;
+                place.status = status;
+                changed_.notify_all();
+                return status;
+            });
+    }
+
+    void stop() {
         {
             const std::lock_guard lock(mutex_);
             stopped_ = true;
         }
         changed_.notify_all();
-        thread_.join();
-    }
-
-    // Chunk number `index` once it is there; the buffer of the one before may be used again.
-    Status next(uint64_t index, std::span<const std::byte>& out, const SavedChunk& chunk) {
-        std::unique_lock lock(mutex_);
-        taken_ = index;
-        changed_.notify_all();
-        changed_.wait(lock, [&] { return read_ > index || ended_; });
-        if (read_ <= index) return status_;
-        out = {buffers_[index % kBuffers].data(), chunk.bytes()};
-        return Status::ok();
-    }
-
-private:
-    void read_all() {
-        const Status status = for_each_saved_chunk(
-            reader_.front_.header, reader_.front_.sizes, [this](const SavedChunk& chunk) {
-                {
-                    std::unique_lock lock(mutex_);
-                    changed_.wait(lock,
-                                  [&] { return chunk.index < taken_ + kBuffers || stopped_; });
-                    if (stopped_) return Status::error(StatusCode::internal, "stopped");
-                }
-                SHOAL_TRY(reader_.read_verified(chunk, buffers_[chunk.index % kBuffers].data()));
-                const std::lock_guard lock(mutex_);
-                read_ = chunk.index + 1;
-                changed_.notify_all();
-                return Status::ok();
-            });
-        const std::lock_guard lock(mutex_);
-        status_ = status;
-        ended_ = true;
-        changed_.notify_all();
+        for (std::thread& thread : threads_) thread.join();
     }
 
     SavedFileReader& reader_;
-    std::array<PageBuffer, kBuffers> buffers_{
-        PageBuffer(kSavedChunkBytesMax), PageBuffer(kSavedChunkBytesMax),
-        PageBuffer(kSavedChunkBytesMax), PageBuffer(kSavedChunkBytesMax)};
+    const uint32_t thread_count_;
+    std::vector<Place> places_;
     std::mutex mutex_;
     std::condition_variable changed_;
-    uint64_t read_ = 0;   // chunks [0, read_) were read and verified
     uint64_t taken_ = 0;  // chunks [0, taken_) are no longer needed
     bool stopped_ = false;
-    bool ended_ = false;
-    Status status_ = Status::ok();
-    std::thread thread_;  // last: it uses all of the above
+    std::vector<std::thread> threads_;
 };
 
 Status SavedFileReader::for_each_chunk(const Take& take) {
     Ahead ahead(*this);
     return for_each_saved_chunk(front_.header, front_.sizes, [&](const SavedChunk& chunk) {
         std::span<const std::byte> bytes;
-        SHOAL_TRY(ahead.next(chunk.index, bytes, chunk));
+        SHOAL_TRY(ahead.next(chunk, bytes));
         return take(chunk, bytes);
     });
 }

@@ -88,12 +88,13 @@ public:
 
     const SavedFront& front() const { return front_; }
     // Reads the chunks in their order, each verified before `take` gets it; stops at the first
-    // failure. A thread of its own reads ahead: kBuffers chunks are in memory.
+    // failure. Threads of its own read and verify ahead: up to kBuffers chunks are in memory.
     using Take = std::function<Status(const SavedChunk&, std::span<const std::byte>)>;
     Status for_each_chunk(const Take& take);
 
 private:
-    static constexpr uint32_t kBuffers = 4;
+    static constexpr uint32_t kReaders = 4;
+    static constexpr uint32_t kBuffers = 2 * kReaders;
     class Ahead;
     SavedFileReader(std::string path, int number) : path_(std::move(path)), file_(number) {}
     Status read_front();

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -18,6 +19,38 @@ Status read_profile(const SessionState& state, const std::string& path, const st
     out = std::move(*profile);
     return Status::ok();
 }
+
+// Memory for rows that come is taken by all threads, in steps that are worth it: clearing new pages
+// takes longer than copying into them.
+class MemoryAhead {
+public:
+    MemoryAhead(const SessionState& state, Store& store) : state_(state), store_(store) {}
+
+    void expect(const SavedHeader& header) {
+        for (const Group& group : state_.groups.all()) {
+            left_ += uint64_t{header.token_count} *
+                     store_.group(group.index).rows.layout().format.piece_stride_bytes;
+        }
+    }
+    // K or V of these rows is about to be written.
+    Status use(uint64_t bytes) {
+        if (bytes > taken_ && left_ != 0) {
+            const uint64_t step = std::min(left_, kStepBytes);
+            SHOAL_TRY(store_.prepare(step, state_.executor));
+            left_ -= step;
+            taken_ += step;
+        }
+        taken_ -= std::min(taken_, bytes);
+        return Status::ok();
+    }
+
+private:
+    static constexpr uint64_t kStepBytes = uint64_t{16} << 20;
+    const SessionState& state_;
+    Store& store_;
+    uint64_t left_ = 0;   // that rows will take and was not asked for
+    uint64_t taken_ = 0;  // that was, and is not used
+};
 
 }  // namespace
 
@@ -46,12 +79,16 @@ Status save_store(const SessionState& state, const Store& store, const SequenceN
 Status load_store(SessionState& state, Step& step, Store& store, const std::string& path,
                   SequenceNotes* notes) {
     LoadTarget target;
+    MemoryAhead memory(state, store);
     target.accept = [&](const SavedHeader& header) {
-        return check_saved_model(header, state.shape, state.options, path);
+        SHOAL_TRY(check_saved_model(header, state.shape, state.options, path));
+        memory.expect(header);
+        return Status::ok();
     };
     target.write = [&](LayerId layer, Session::Part part, std::span<const int64_t> slots,
                        const ConstTensor& rows) {
         const bool is_k = part == Session::Part::k;
+        SHOAL_TRY(memory.use(uint64_t{rows.n} * rows.n_stride_bytes));
         return step.stage(layer.index, store, slots,
                           is_k ? kernels::RowPart::k : kernels::RowPart::v, rows);
     };

@@ -215,7 +215,13 @@ Result<MemoryPlan> Session::plan(const Config& config, const ModelShape& shape,
     SessionState state;
     MemoryPlan plan;
     SHOAL_TRY(prepare(config, shape, options, state));
-    SHOAL_TRY(make_plan(state, plan));
+    uint64_t room = UINT64_MAX;
+    if (state.spills()) {
+        const Result<uint64_t> found = offload::SpillFile::room(config.disk.dir);
+        if (!found) return found.status();
+        room = *found;
+    }
+    SHOAL_TRY(make_plan(state, room, plan));
     return plan;
 }
 
@@ -233,7 +239,7 @@ Result<std::unique_ptr<Session>> SessionMaker::create(const Config& config,
     SessionState& state = impl->state;
     MemoryPlan plan;
     SHOAL_TRY(prepare(config, shape, options, state));
-    SHOAL_TRY(make_plan(state, plan));
+    SHOAL_TRY(make_plan(state, UINT64_MAX, plan));  // make_disk() knows what there is
     SHOAL_TRY(check_fits(state, plan));
     SHOAL_TRY(start_executor(state));
     state.budget = std::make_unique<offload::Budget>("host.kv_bytes", plan.available_bytes);

@@ -91,8 +91,9 @@ Limits limits_of(const Config& config, const SessionOptions& options, const Grou
                  uint32_t thread_count);
 SelectorLimits selector_limits(const Limits& limits);
 
-// Fills in the plan of a session that was prepared, and how many blocks it has in RAM.
-Status make_plan(SessionState& state, MemoryPlan& plan);
+// Fills in the plan of a session that was prepared, and how many blocks it has in RAM, with so much
+// room on its disk.
+Status make_plan(SessionState& state, uint64_t disk_available_bytes, MemoryPlan& plan);
 Status check_fits(const SessionState& state, const MemoryPlan& plan);
 // Refuses changes of what is stored.
 Status check_reconfigure(const SessionState& state, const Config& config);

@@ -59,6 +59,7 @@ std::string stats_to_json(const Stats& stats) {
     json["disk_deadlines_missed"] = stats.disk_deadlines_missed;
     json["block_write_failures"] = stats.block_write_failures;
     json["prefetch_switched_off"] = stats.prefetch_switched_off;
+    json["disk_paths_refused"] = stats.disk_paths_refused;
     json["host_kv_bytes"] = stats.host_kv_bytes;
     json["disk_kv_bytes"] = stats.disk_kv_bytes;
     json["label_bytes"] = stats.label_bytes;

@@ -244,9 +244,14 @@ Status Step::replace(uint32_t layer, Store& store, std::span<const int64_t> slot
 
 Status Step::stage(uint32_t layer, Store& store, std::span<const int64_t> slots, RowPart part,
                    const ConstTensor& rows) {
-    SHOAL_TRY(store.ensure(static_cast<uint32_t>(slots.back()) + 1, s_.executor));
-    SHOAL_TRY(store.own(slots));
-    return write_part(layer, store, part, slots, rows);
+    const SlotRange groups = s_.groups.of_layer(layer);
+    for (uint32_t g = groups.begin; g < groups.end; ++g) {
+        SHOAL_TRY(store.ensure_group(g, static_cast<uint32_t>(slots.back()) + 1, s_.executor));
+    }
+    SHOAL_TRY(write_part(layer, store, part, slots, rows));
+    // K of some tokens comes first, then V of the same.
+    if (s_.cache != nullptr && part == RowPart::v) s_.cache->write_behind();
+    return Status::ok();
 }
 
 void Step::publish(Store& store, std::span<const uint32_t> order) {

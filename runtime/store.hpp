@@ -71,6 +71,14 @@ public:
 
     // Puts the slots [0, slot_end) of every group into RAM: once per step, before any write.
     Status ensure(uint32_t slot_end, const Executor& executor);
+    // The same of one group alone.
+    Status ensure_group(uint32_t group_index, uint32_t slot_end, const Executor& executor) {
+        return groups_[group_index]->rows.ensure(slot_end, &executor);
+    }
+    // Puts memory for `bytes` of rows to come into RAM, if they stay there.
+    Status prepare(uint64_t bytes, const Executor& executor) {
+        return groups_.front()->rows.prepare(bytes, &executor);
+    }
     // How many of `slots`, from the first on, one write() may take.
     static size_t write_slots(std::span<const int64_t> slots);
     // Makes sure that writing these slots, all ensured, changes no other store: after ensure().

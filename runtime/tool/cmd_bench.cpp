@@ -39,6 +39,7 @@ struct BenchFlags {
     int64_t read_max = 4096;
     int64_t seconds_max = 0;
     bool no_stock = false;
+    bool dense_in_ram = false;
 };
 
 struct Side {
@@ -50,9 +51,11 @@ struct Side {
 
 struct DepthResult {
     uint32_t depth = 0;
+    bool on_disk = false;
     bool replicated = false;     // rows of a shorter text, repeated: a speed test only
     DecodeCost stock;
     DecodeCost shoal;
+    DecodeCost dense;            // Shoal, everything attended, all rows in RAM
     uint64_t stock_bytes = 0;
     uint64_t shoal_bytes = 0;
     uint64_t plan_bytes = 0;
@@ -146,6 +149,7 @@ private:
         result.depth = depth;
         const uint32_t read = std::min(depth, read_max());
         result.replicated = read < depth;
+        result.on_disk = !prepared_.config.config.disk.dir.empty();
         const uint32_t context = padded_context(depth + flags_.tokens * flags_.repeats + 1);
         const auto plan = plan_memory(prepared_.config.config, prepared_.engine.model, context,
                                       prepared_.engine.micro_batch);
@@ -165,13 +169,47 @@ private:
             const uint64_t stock_after = resident_anonymous_bytes();
             result.stock_bytes = stock_after > stock_before ? stock_after - stock_before : 0;
         }
-        std::vector<uint8_t>().swap(state_);  // "= {}" would keep its memory
+        if (!flags_.dense_in_ram) drop_state();
         SHOAL_TRY(decode_in_turns(depth, result));
         result.resident_bytes = resident_bytes();
-        depths_.push_back(std::move(result));
         SHOAL_TRY(exports_.flush(*shoal_.engine));
         shoal_.engine->drop_context();
         if (with_stock()) stock_.engine->drop_context();
+        if (flags_.dense_in_ram) SHOAL_TRY(measure_dense(context, result));
+        depths_.push_back(std::move(result));
+        return Status::ok();
+    }
+
+    void drop_state() { std::vector<uint8_t>().swap(state_); }  // "= {}" would keep its memory
+
+    // After the others, since two contexts of this length may not fit.
+    Status measure_dense(uint32_t context, DepthResult& result) {
+        Config dense = prepared_.config.config;
+        dense.selector.kind = SelectorKind::dense;
+        dense.disk = {};
+        dense.host.kv_bytes = 0;
+        const auto plan = plan_memory(dense, prepared_.engine.model, context,
+                                      prepared_.engine.micro_batch);
+        if (!plan) return plan.status();
+        SHOAL_TRY(check_memory(*plan, prepared_.engine.model, context));
+        Engine& engine = *shoal_.engine;
+        engine.set_config(dense);
+        SHOAL_TRY(engine.make_context(context));
+        SHOAL_TRY(load_state(engine, state_));
+        drop_state();
+        SHOAL_TRY(turn(engine, 1, nullptr));
+        const Stats before = engine.plugin().stats();
+        std::vector<double> ms;
+        const size_t tokens = result.shoal.ms.size();
+        ProgressBar bar("dense, in RAM", "tokens", tokens);
+        while (ms.size() < tokens) {
+            SHOAL_TRY(turn(engine, 1, &ms));
+            bar.update(ms.size());
+        }
+        result.dense = shoal_cost(prepared_.engine.model, before, engine.plugin().stats(),
+                                  std::move(ms));
+        engine.drop_context();
+        engine.set_config(prepared_.config.config);
         return Status::ok();
     }
 
@@ -235,6 +273,25 @@ std::string ratio_text(double stock, double shoal) {
 
 std::string number_text(double value) { return value > 0 ? fmt::format("{:.1f}", value) : ""; }
 
+// What only some runs have: rows on disk, and dense attention in RAM beside.
+std::string depth_notes(const DepthResult& r) {
+    std::string text;
+    if (r.on_disk) {
+        const DecodeCost::Disk& disk = r.shoal.disk;
+        text += fmt::format("{}: {} a token from disk, {:.0f} % of blocks found in RAM, waits "
+                            "{:.1f} ms a token\n",
+                            grouped(r.depth), bytes_text(static_cast<uint64_t>(disk.read_bytes)),
+                            100 * disk.hit_rate, disk.wait_ms);
+    }
+    if (!r.dense.ms.empty()) {
+        text += fmt::format("{}: Shoal dense with all rows in RAM {:.1f} ms/token (least {:.1f}), "
+                            "{} faster\n",
+                            grouped(r.depth), median(r.dense.ms), minimum(r.dense.ms),
+                            ratio_text(median(r.dense.ms), median(r.shoal.ms)));
+    }
+    return text;
+}
+
 std::string bench_text(const Bench& bench, const Prepared& prepared) {
     std::string text;
     if (!bench.prefills().empty()) {
@@ -260,6 +317,7 @@ std::string bench_text(const Bench& bench, const Prepared& prepared) {
                    bytes_text(r.plan_bytes)});
     }
     text += table.text();
+    for (const DepthResult& r : bench.depths()) text += depth_notes(r);
     if (replicated) text += "* a speed test only: the rows of a shorter text, repeated\n";
     const std::string changed = changed_settings(prepared.config);
     text += fmt::format("{} threads{}{}\n", prepared.engine.threads, changed.empty() ? "" : ", ",
@@ -281,6 +339,8 @@ nlohmann::ordered_json bench_json(const Bench& bench, const Prepared& prepared) 
                                   {"replicated", r.replicated},
                                   {"stock", cost_json(r.stock)},
                                   {"shoal", cost_json(r.shoal)},
+                                  {"dense_in_ram", r.dense.ms.empty() ? nlohmann::ordered_json()
+                                                                      : cost_json(r.dense)},
                                   {"stock_context_bytes", r.stock_bytes},
                                   {"shoal_context_bytes", r.shoal_bytes},
                                   {"plan_bytes", r.plan_bytes},
@@ -342,6 +402,8 @@ void add_bench(CLI::App& app, Action& action) {
                         "side at least; 0: never")
         ->capture_default_str();
     command->add_flag("--no-stock", flags->no_stock, "measure Shoal alone");
+    command->add_flag("--dense-in-ram", flags->dense_in_ram,
+                      "then measure Shoal with everything attended and all rows in RAM");
     add_output_flags(*command, flags->common);
     add_metrics_flag(*command, flags->exports);
     add_config_flags(*command, flags->common.config);

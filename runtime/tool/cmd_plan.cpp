@@ -36,8 +36,8 @@ std::string plan_text(const ModelFile& model, const MemoryPlan& plan, uint32_t t
                                    dtype_name(model.shape.rows.k), dtype_name(model.shape.rows.v),
                                    table.text());
     if (plan.disk_bytes != 0) {
-        text += fmt::format("On disk: {}, every row; of RAM, {} would do\n",
-                            bytes_text(plan.disk_bytes),
+        text += fmt::format("On disk: {} of {}, every row; of RAM, {} would do\n",
+                            bytes_text(plan.disk_bytes), bytes_text(plan.disk_available_bytes),
                             bytes_text(plan.least_bytes + model.file_bytes));
     }
     for (const std::string& note : plan.notes) text += note + "\n";
@@ -57,6 +57,7 @@ nlohmann::ordered_json plan_json(const Prepared& prepared, const MemoryPlan& pla
     json["total_bytes"] = plan.total_bytes;
     json["least_bytes"] = plan.least_bytes;
     json["disk_bytes"] = plan.disk_bytes;
+    json["disk_available_bytes"] = plan.disk_available_bytes;
     json["machine_bytes"] = plan.machine_bytes;
     json["available_bytes"] = plan.available_bytes;
     json["bytes_per_token"] = plan.bytes_per_slot;

@@ -47,6 +47,7 @@ struct Outcome {
     Generation generation;
     uint64_t context_bytes = 0;
     uint64_t resident_bytes = 0;  // of the process, weights included, at its end
+    uint64_t peak_resident_bytes = 0;
     std::string stats_json;  // after the continuation
     Stats stats;
     bool compared = false;
@@ -171,6 +172,7 @@ Status generate_all(const RunFlags& flags, const Prepared& prepared, const std::
                                .logits = out.kv.logits, .stream = !flags.common.json});
     out.context_bytes = resident_anonymous_bytes() - before;
     out.resident_bytes = resident_bytes();
+    out.peak_resident_bytes = peak_resident_bytes();
     out.stats = engine.plugin().stats();
     out.stats_json = engine.plugin().stats_json();
     if (!flags.common.json) fmt::print("\n");
@@ -249,6 +251,7 @@ nlohmann::ordered_json run_json(const Prepared& prepared, const Outcome& out) {
     json["decode"] = cost_json(out.generation.cost);
     json["context_bytes"] = out.context_bytes;
     json["resident_bytes"] = out.resident_bytes;
+    json["peak_resident_bytes"] = out.peak_resident_bytes;
     json["stats"] = nlohmann::ordered_json::parse(out.stats_json, nullptr, false);
     if (out.compared) json["compare"] = comparison_json(out.comparison);
     return json;

@@ -95,6 +95,7 @@ Stats stats_from_json(const std::string& text) {
     read("disk_deadlines_missed", stats.disk_deadlines_missed);
     read("block_write_failures", stats.block_write_failures);
     read("prefetch_switched_off", stats.prefetch_switched_off);
+    read("disk_paths_refused", stats.disk_paths_refused);
     read("host_kv_bytes", stats.host_kv_bytes);
     read("disk_kv_bytes", stats.disk_kv_bytes);
     read("label_bytes", stats.label_bytes);

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <fstream>
+#include <string>
 
 namespace shoal::tool {
 namespace {
@@ -32,6 +33,15 @@ uint64_t resident_bytes() {
 uint64_t resident_anonymous_bytes() {
     const Pages pages = read_pages();
     return (pages.resident - pages.shared) * pages.bytes;
+}
+
+uint64_t peak_resident_bytes() {
+    std::ifstream file("/proc/self/status");
+    for (std::string key; file >> key;) {
+        uint64_t kib = 0;
+        if (key == "VmHWM:" && file >> kib) return kib * 1024;
+    }
+    return 0;
 }
 
 }  // namespace shoal::tool

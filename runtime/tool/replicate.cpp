@@ -31,14 +31,23 @@ public:
         put(value);
         return value;
     }
-    // `count` rows of `row_bytes` become `wanted` rows, repeated from the first.
-    void rows(uint64_t row_bytes, uint32_t count, uint32_t wanted) {
+    // `count` rows of `row_bytes` become `wanted` rows, repeated from the first; in those that were
+    // repeated the bits of `flipped` change at random.
+    void rows(uint64_t row_bytes, uint32_t count, uint32_t wanted, uint64_t flipped) {
         const std::span<const uint8_t> all = take(row_bytes * count);
         if (all.empty()) return;
+        const size_t repeated = to_.size() + all.size();
         for (uint64_t left = row_bytes * wanted; left > 0;) {
             const uint64_t bytes = std::min<uint64_t>(left, all.size());
             to_.insert(to_.end(), all.begin(), all.begin() + static_cast<std::ptrdiff_t>(bytes));
             left -= bytes;
+        }
+        for (size_t at = repeated; flipped != 0 && at + sizeof(uint64_t) <= to_.size();
+             at += sizeof(uint64_t)) {
+            uint64_t bits = 0;
+            std::memcpy(&bits, to_.data() + at, sizeof(bits));
+            bits ^= next_random() & flipped;
+            std::memcpy(to_.data() + at, &bits, sizeof(bits));
         }
     }
     bool good() const { return good_; }
@@ -53,10 +62,27 @@ private:
         return taken;
     }
 
+    uint64_t next_random() {
+        random_ ^= random_ << 13;
+        random_ ^= random_ >> 7;
+        return random_ ^= random_ << 17;
+    }
+
     std::span<const uint8_t> from_;
     std::vector<uint8_t>& to_;
+    uint64_t random_ = 88172645463325252ULL;
     bool good_ = true;
 };
+
+// The low bits of the significand, in 8 bytes of numbers of a type: up to a sixteenth of each.
+uint64_t low_bits(int32_t type) {
+    switch (type) {
+        case GGML_TYPE_F16: return 0x003f003f003f003fULL;
+        case GGML_TYPE_BF16: return 0x0007000700070007ULL;
+        case GGML_TYPE_F32: return 0x0007ffff0007ffffULL;
+        default: return 0;
+    }
+}
 
 Status unknown_layout() {
     return Status::error(StatusCode::unsupported,
@@ -104,8 +130,9 @@ Result<std::vector<uint8_t>> replicate_state(std::span<const uint8_t> state, uin
     const auto layer_count = copier.copy<uint32_t>();
     if (v_transposed != 0 || layer_count > 4096) return unknown_layout();
     for (uint32_t i = 0; i < 2 * layer_count && copier.good(); ++i) {  // K of all layers, then V
-        copier.copy<int32_t>();                                        // type
-        copier.rows(copier.copy<uint64_t>(), old_count, cell_count);
+        const auto type = copier.copy<int32_t>();
+        const uint64_t flipped = i < layer_count ? low_bits(type) : 0;
+        copier.rows(copier.copy<uint64_t>(), old_count, cell_count, flipped);
     }
     if (!copier.good() || !copier.at_end()) return unknown_layout();
     return out;

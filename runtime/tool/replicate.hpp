@@ -17,7 +17,9 @@ std::vector<uint8_t> save_state(const Engine& engine);
 Status load_state(Engine& engine, std::span<const uint8_t> state);
 
 // A state of `cell_count` tokens at positions 0, 1, ... whose rows are those of `state`, repeated.
-// The layout is llama.cpp's (llama_kv_cache::state_write); anything else is refused.
+// Repeated keys differ from the first by up to 6 % in every element: equal ones would tie, ties go
+// to the lowest slots, and what is selected would lie together as no text's does. The layout is
+// llama.cpp's (llama_kv_cache::state_write); anything else is refused.
 Result<std::vector<uint8_t>> replicate_state(std::span<const uint8_t> state, uint32_t cell_count);
 
 }  // namespace shoal::tool

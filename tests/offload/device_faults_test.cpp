@@ -202,6 +202,7 @@ TEST(TierFaults, Row12IoUringRefusedGivesThreads) {
             ASSERT_EQ(lines.size(), 1U);
             EXPECT_NE(lines[0].find("io_uring is refused here"), std::string::npos) << lines[0];
             EXPECT_EQ(asked, 1U);
+            EXPECT_EQ((*tier)->counters().paths_refused, 1U);
             row.injected += asked;
             c.expect_exact(**tier, row);
         }

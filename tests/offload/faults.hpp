@@ -1,36 +1,21 @@
-// What the tests of faults share: a count of what was injected and came of it, and one case: a
-// device, what is written to it and what is read back.
+// What the tests of faults of a tier share: one case, a device, what is written to it and what is
+// read back.
 #pragma once
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <vector>
 
 #include "tests/offload/fake_queue.hpp"
+#include "tests/offload/fault_row.hpp"
 
 namespace shoal::offload {
 
 inline constexpr uint64_t kUnits = 64;
 inline constexpr uint64_t kMillisecond = 1'000'000;
 inline constexpr std::byte kPoison{0xCB};
-
-struct FaultRow {
-    const char* name;
-    uint64_t cases = 0;
-    uint64_t injected = 0;
-    uint64_t exact = 0;      // transfers
-    uint64_t refused = 0;
-    ~FaultRow() {
-        std::printf("  row %-44s %5llu cases %6llu injected %7llu exact %6llu refused\n", name,
-                    static_cast<unsigned long long>(cases),
-                    static_cast<unsigned long long>(injected),
-                    static_cast<unsigned long long>(exact),
-                    static_cast<unsigned long long>(refused));
-    }
-};
 
 // One case: a device, a tier over it, 32 writes and then reads of what was written, of 1 to 5 units
 // each, scattered.

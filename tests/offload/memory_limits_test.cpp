@@ -53,6 +53,12 @@ TEST_F(MemoryLimitsTest, WithoutCgroupMemAvailableBounds) {
     EXPECT_EQ(limits.available_text(), "16.0 GiB (MemAvailable, of 32.0 GiB in all)");
 }
 
+TEST_F(MemoryLimitsTest, FilesThatAreMapped) {
+    EXPECT_EQ(read().mapped_bytes, 0U);
+    write("proc/self/status", "Name:\tx\nRssAnon:\t       7 kB\nRssFile:\t 1048576 kB\n");
+    EXPECT_EQ(read().mapped_bytes, kGiB);
+}
+
 TEST_F(MemoryLimitsTest, V2LimitLessUseLessReclaimableCacheBounds) {
     write("proc/self/cgroup", "0::/run/job\n");
     write_v2("/run/job", std::to_string(8 * kGiB), 3 * kGiB, kGiB);

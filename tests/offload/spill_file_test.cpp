@@ -122,6 +122,19 @@ TEST_F(SpillFileTest, TooLittleSpaceNamesBothFigures) {
     EXPECT_EQ(entries(), 0U);
 }
 
+TEST_F(SpillFileTest, RoomIsWhatIsFreeAndTakesNothing) {
+    struct statvfs space {};
+    ASSERT_EQ(statvfs(dir_.c_str(), &space), 0);
+    const Result<uint64_t> room = SpillFile::room(dir_);
+    ASSERT_TRUE(room) << room.status().message();
+    // Others write to this disk as well.
+    EXPECT_NEAR(static_cast<double>(*room),
+                static_cast<double>(uint64_t{space.f_bavail} * space.f_frsize), 4e9);
+    EXPECT_EQ(entries(), 0U);
+    EXPECT_EQ(SpillFile::room(dir_ + "/none").status().message(),
+              SpillFile::create(dir_ + "/none", kUnit).status().message());
+}
+
 TEST_F(SpillFileTest, MemoryIsNoDisk) {
     struct statfs info {};
     const std::string shm = "/dev/shm";

@@ -1,14 +1,22 @@
 // Sessions whose rows lie on disk: the same answers, bit for bit, with little RAM.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
 #include "offload/memory_tier.hpp"
 #include "runtime/session_maker.hpp"
 #include "shoal/text.hpp"
+#include "tests/offload/fault_row.hpp"
 #include "tests/runtime/session_support.hpp"
 
 namespace shoal {
@@ -138,19 +146,229 @@ TEST_P(SessionOnDisk, TakesWhatThePlanSays) {
     EXPECT_THAT(refused.status().message(), HasSubstr("host.kv_bytes"));
 }
 
-TEST(SessionOnDiskRefuses, WhatItCannotUse) {
+// Bytes of RAM that belong to no file.
+uint64_t resident_bytes() {
+    uint64_t size = 0;
+    uint64_t resident = 0;
+    uint64_t shared = 0;
+    std::ifstream("/proc/self/statm") >> size >> resident >> shared;
+    return (resident - shared) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
+// 64 MiB of rows, a tenth of them in RAM: filled, read in a pass of prefill, decoded.
+TEST(SessionOnDiskMemory, PeaksWithinThePlan) {
+#ifdef SHOAL_SANITIZED
+    GTEST_SKIP() << "a sanitizer's own memory would be counted";
+#endif
+    const ModelShape shape = small_model(2, 8, 1, 128, DType::bf16);
+    Config config = disk_config(testing::test_config());
     SessionOptions options;
-    options.slots_per_store = 1000;
-    Config config = testing::test_config();
-    config.disk.dir = ::testing::TempDir() + "no/such/folder";
-    auto made = Session::create(config, small_model(), options);
-    ASSERT_FALSE(made);
-    EXPECT_THAT(made.status().message(), HasSubstr("no/such/folder"));
-    config.disk.dir = ::testing::TempDir();
-    config.disk.kv_bytes = 4096;
-    made = Session::create(config, small_model(), options);
-    ASSERT_FALSE(made);
-    EXPECT_THAT(made.status().message(), HasSubstr("disk.kv_bytes = 4.0 KiB: 1000 slots take "));
+    options.slots_per_store = 8192;
+    options.queries_per_step_max = 1024;
+    const Result<MemoryPlan> wanted = Session::plan(config, shape, options);
+    ASSERT_TRUE(wanted) << wanted.status().message();
+    config.host.kv_bytes = wanted->least_bytes + wanted->disk_bytes / 10;
+    const Result<MemoryPlan> plan = Session::plan(config, shape, options);
+    ASSERT_TRUE(plan) << plan.status().message();
+    testing::RandomRows random(1);
+    const std::vector<float> rows = random.make(1024, 8, 128);
+    std::vector<int64_t> slots(1024);
+    std::vector<float> out(rows.size());
+    const uint64_t before = resident_bytes();
+    uint64_t peak = 0;
+    auto made = Session::create(config, shape, options);
+    ASSERT_TRUE(made) << made.status().message();
+    Session& session = **made;
+    const StoreId store = *session.open();
+    const ConstTensor some = testing::tensor_of(rows, 1024, 8, 128);
+    for (uint32_t begin = 0; begin < 7 * 1024; begin += 1024) {
+        std::iota(slots.begin(), slots.end(), begin);
+        for (uint32_t l = 0; l < 2; ++l) {
+            ASSERT_TRUE(session.put({l}, store, slots, some, some));
+            peak = std::max(peak, resident_bytes());
+        }
+    }
+    for (const uint32_t n : {1000U, 1U, 1U}) {
+        const uint32_t offsets[2] = {0, n};
+        const uint32_t first = session.stats().slots_used;
+        StepInput input;
+        input.stores = {&store, 1};
+        input.token_offsets = offsets;
+        ASSERT_TRUE(session.begin_step(input));
+        std::vector<SlotRange> ranges;
+        std::vector<uint32_t> range_offsets{0};
+        for (uint32_t i = 0; i < n; ++i) {
+            ranges.push_back({0, first + i + 1});
+            range_offsets.push_back(i + 1);
+        }
+        for (uint32_t l = 0; l < 2; ++l) {
+            const ConstTensor now = testing::tensor_of(rows, n, 8, 128);
+            ASSERT_TRUE(session.append({l}, now, now));
+            ASSERT_TRUE(session.attend({l}, now, {offsets, range_offsets, ranges, 0},
+                                       {out.data(), n, 8, 128, size_t{8} * 128 * 4, 128 * 4}));
+            peak = std::max(peak, resident_bytes());
+        }
+        ASSERT_TRUE(session.end_step());
+    }
+    const double of_plan =
+        static_cast<double>(peak - before) / static_cast<double>(plan->total_bytes);
+    std::printf("  peak %s: %.3f of the plan, with %s of rows on disk\n",
+                bytes_text(peak - before).c_str(), of_plan, bytes_text(plan->disk_bytes).c_str());
+    EXPECT_LT(of_plan, 1.03);
+    EXPECT_GT(of_plan, 0.5);
+    EXPECT_GT(session.stats().block_misses, 0U);
+}
+
+// Rows 4 and 32 of the table of faults where a session meets them: refused before anything is
+// taken, named, and another session goes on with the answers it would have given.
+struct RefusedDisk {
+    const char* row;
+    std::string dir;
+    uint64_t disk_bytes;         // disk.kv_bytes
+    StatusCode code;
+    std::vector<std::string> parts;
+};
+
+class SessionOnDiskRefuses : public ::testing::Test {
+protected:
+    static constexpr uint32_t kSlots = 1000;
+
+    void SetUp() override {
+        std::string pattern = ::testing::TempDir() + "refused-XXXXXX";
+        ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+        dir_ = pattern;
+        config_ = testing::test_config();
+        config_.disk.dir = dir_;
+        options_.slots_per_store = kSlots;
+    }
+    void TearDown() override { std::filesystem::remove_all(dir_); }
+    static uint64_t descriptor_count() {
+        return static_cast<uint64_t>(
+            std::distance(std::filesystem::directory_iterator("/proc/self/fd"), {}));
+    }
+    // Of a session with this configuration, which leaves nothing behind.
+    Status refusal(const Config& config, const ModelShape& shape, offload::FaultRow& row) const {
+        const uint64_t before = descriptor_count();
+        const auto made = Session::create(config, shape, options_);
+        EXPECT_FALSE(made);
+        EXPECT_EQ(descriptor_count(), before);
+        ++row.cases;
+        ++row.injected;
+        row.refused += made ? 0 : 1;
+        return made.status();
+    }
+
+    std::string dir_;
+    Config config_;
+    SessionOptions options_;
+};
+
+TEST_F(SessionOnDiskRefuses, PlacesThatAreNone) {
+    std::ofstream(dir_ + "/file") << "x";
+    ASSERT_EQ(mkfifo((dir_ + "/fifo").c_str(), 0600), 0);
+    const std::vector<RefusedDisk> cases = {
+        {"missing", dir_ + "/none", 0, StatusCode::invalid_argument, {"no such directory"}},
+        {"a file", dir_ + "/file", 0, StatusCode::invalid_argument, {"is not a directory"}},
+        {"a pipe", dir_ + "/fifo", 0, StatusCode::invalid_argument, {"is not a directory"}},
+        {"no file system for files", "/proc", 0, StatusCode::invalid_argument, {"/proc"}},
+        {"RAM", "/dev/shm", 0, StatusCode::unsupported, {"tmpfs", "no direct I/O"}},
+        {"disk.kv_bytes", dir_, 4096, StatusCode::out_of_memory,
+         {"disk.kv_bytes = 4.0 KiB: 1000 slots take "}},
+    };
+    Driver calm(config_, small_model(), kSlots);
+    Driver alone(config_, small_model(), kSlots);
+    offload::FaultRow row{"32: no place for a spill file, at create"};
+    for (const RefusedDisk& c : cases) {
+        if (c.dir == "/dev/shm" && !std::filesystem::exists(c.dir)) continue;
+        Config config = config_;
+        config.disk.dir = c.dir;
+        config.disk.kv_bytes = c.disk_bytes;
+        const Status refused = refusal(config, small_model(), row);
+        EXPECT_EQ(refused.code(), c.code) << c.row << ": " << refused.message();
+        EXPECT_THAT(refused.message(), HasSubstr(c.disk_bytes != 0 ? "disk.kv_bytes" : c.dir));
+        for (const std::string& part : c.parts) {
+            EXPECT_THAT(refused.message(), HasSubstr(part)) << c.row;
+        }
+        // A plan says the same, but for what is only too small: it says how small.
+        const auto plan = Session::plan(config, small_model(), options_);
+        if (c.disk_bytes != 0) {
+            ASSERT_TRUE(plan) << plan.status().message();
+            EXPECT_EQ(plan->disk_available_bytes, c.disk_bytes);
+            EXPECT_LT(plan->slots_fit, kSlots);
+        } else {
+            EXPECT_EQ(plan.status().message(), refused.message());
+        }
+        ASSERT_EQ(calm.step(50), alone.step(50)) << c.row;
+    }
+}
+
+TEST_F(SessionOnDiskRefuses, MoreThanIsFree) {
+    struct statvfs space = {};
+    ASSERT_EQ(statvfs(dir_.c_str(), &space), 0);
+    const uint64_t free_bytes = uint64_t{space.f_bavail} * space.f_frsize;
+    // 256 KiB a token: few tokens take much disk and little RAM.
+    const ModelShape wide = small_model(2, 64, 1, 256, DType::f32);
+    const uint64_t slots = 2 * free_bytes / (256 << 10);
+    if (slots > (1U << 24)) GTEST_SKIP() << "too much room here to ask for more: " << free_bytes;
+    options_.slots_per_store = static_cast<uint32_t>(slots);
+    config_.selector.kind = SelectorKind::dense;
+    offload::FaultRow row{"4: more than the disk has free, at create"};
+    const Status refused = refusal(config_, wide, row);
+    EXPECT_EQ(refused.code(), StatusCode::out_of_memory) << refused.message();
+    EXPECT_THAT(refused.message(), AllOf(HasSubstr("a spill file of "), HasSubstr(" is wanted, "),
+                                         HasSubstr(" B) are free")));
+    const auto plan = Session::plan(config_, wide, options_);
+    ASSERT_TRUE(plan) << plan.status().message();
+    EXPECT_GT(plan->disk_bytes, plan->disk_available_bytes);
+    EXPECT_LT(plan->slots_fit, slots);
+    EXPECT_GT(plan->slots_fit, 0U);
+    options_.slots_per_store = kSlots;
+    EXPECT_TRUE(Session::create(config_, small_model(), options_));
+}
+
+// By default three quarters of what the machine has, less what the engine has mapped.
+TEST_F(SessionOnDiskRefuses, NoRamThatTheWeightsTake) {
+    const auto plan = [&](uint64_t mapped_bytes) {
+        options_.mapped_bytes = mapped_bytes;
+        const auto made = Session::plan(config_, small_model(), options_);
+        return made ? *made : MemoryPlan{};
+    };
+    const MemoryPlan alone = plan(0);
+    const MemoryPlan beside = plan(alone.machine_bytes / 2);
+    EXPECT_LE(alone.available_bytes, alone.machine_bytes / 4 * 3);
+    EXPECT_NEAR(static_cast<double>(beside.available_bytes) /
+                    static_cast<double>(beside.machine_bytes),
+                0.375, 0.02);
+    EXPECT_EQ(plan(UINT64_MAX).available_bytes, 0U);
+}
+
+TEST_F(SessionOnDiskRefuses, NoDescriptorsAreLeft) {
+    rlimit before = {};
+    ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+    const int lowest = dup(0);
+    close(lowest);
+    offload::FaultRow row{"32: EMFILE, at create"};
+    // The file, then the ring or what wakes it, are the first that cannot be had.
+    for (int more = 0; more < 3; ++more) {
+        const rlimit few = {static_cast<rlim_t>(lowest + more), before.rlim_max};
+        ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+        const auto made = Session::create(config_, small_model(), options_);
+        ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+        const int lowest_now = dup(0);
+        close(lowest_now);
+        ++row.cases;
+        ++row.injected;
+        if (made) {
+            ++row.degraded;  // without a ring: threads
+            EXPECT_EQ((*made)->stats().disk_paths_refused, 1U) << more;
+            continue;
+        }
+        ++row.refused;
+        EXPECT_EQ(lowest_now, lowest) << more;
+        EXPECT_THAT(made.status().message(), HasSubstr("Too many open files"));
+    }
+    EXPECT_GT(row.refused, 0U);
+    EXPECT_TRUE(Session::create(config_, small_model(), options_));
 }
 
 TEST(SessionOnDiskDamage, IsSaidAndTheSessionGoesOn) {

@@ -30,7 +30,7 @@ TEST(OpenMetricsReader, IsStrict) {
 
 // Every counter another number, from 11 on.
 Stats numbered() {
-    static_assert(sizeof(Stats) == 50 * sizeof(uint64_t), "a new figure belongs here too");
+    static_assert(sizeof(Stats) == 51 * sizeof(uint64_t), "a new figure belongs here too");
     Stats stats;
     uint64_t next = 11;
     for (uint64_t* field :
@@ -48,7 +48,8 @@ Stats numbered() {
           &stats.exposed_wait_ns, &stats.write_wait_ns, &stats.disk_retries,
           &stats.disk_checksum_mismatches, &stats.disk_deadlines_missed,
           &stats.block_write_failures, &stats.disk_kv_bytes, &stats.prefetch_ns,
-          &stats.prefetch_guesses, &stats.prefetch_hints, &stats.prefetch_switched_off}) {
+          &stats.prefetch_guesses, &stats.prefetch_hints, &stats.prefetch_switched_off,
+          &stats.disk_paths_refused}) {
         *field = next++;
     }
     return stats;
@@ -112,7 +113,8 @@ TEST(StatsOpenMetrics, HoldsEveryFigure) {
         {"shoal_disk_seconds_total{part=\"read_ahead\"}", 54e-9},
         {"shoal_prefetch_guesses_total", 55},
         {"shoal_prefetch_hints_total", 56},
-        {"shoal_prefetch_switched_off_total", 57}};
+        {"shoal_prefetch_switched_off_total", 57},
+        {"shoal_disk_paths_refused_total", 58}};
     EXPECT_EQ(read.samples, expected);
 }
 

@@ -248,13 +248,17 @@ TEST_F(ToolCommands, BenchFillsDepthByReplication) {
 }
 
 // What a context takes against what `shoal plan` says of it, with the engine's own part of it.
-void expect_memory_as_planned(const std::string& depth) {
+void expect_memory_as_planned(const std::string& depth,
+                              const std::vector<std::string>& more = {}) {
 #ifdef SHOAL_SANITIZED
     GTEST_SKIP() << "a sanitizer's own memory would be counted";
 #endif
-    const Outcome outcome = run_tool({"bench", "-m", model_path(), "-t", "1", "-f", text_of(4000),
-                                      "--profile.path", profile_path(), "-d", depth, "--read-max",
-                                      "512", "-n", "2", "--repeats", "1", "--no-stock", "--json"});
+    std::vector<std::string> arguments = {
+        "bench", "-m", model_path(), "-t", "1", "-f", text_of(4000), "--profile.path",
+        profile_path(), "-d", depth, "--read-max", "512", "-n", "2", "--repeats", "1", "--no-stock",
+        "--json"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Outcome outcome = run_tool(arguments);
     ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
     const nlohmann::json found = outcome.json()["depths"][0];
     const auto planned = found["plan_bytes"].get<double>();
@@ -263,6 +267,10 @@ void expect_memory_as_planned(const std::string& depth) {
 
 TEST_F(ToolCommands, MemoryIsAsPlanned) { expect_memory_as_planned("8192"); }
 TEST_F(ToolCommands, LongMemoryIsAsPlanned) { expect_memory_as_planned("131072"); }
+// A tenth of the rows in RAM.
+TEST_F(ToolCommands, MemoryBesideADiskIsAsPlanned) {
+    expect_memory_as_planned("32768", {"--kv-disk", testing::TempDir(), "--kv-ram", "128MiB"});
+}
 
 TEST_F(ToolCommands, InterruptPrintsWhatWasMeasured) {
     const Outcome outcome = run_tool(Invocation{

@@ -64,6 +64,7 @@ Outcome run_tool(const Invocation& invocation) {
         dup2(open("/dev/null", O_RDONLY), STDIN_FILENO);
         dup2(open(out.c_str(), O_WRONLY), STDOUT_FILENO);
         dup2(open(err.c_str(), O_WRONLY), STDERR_FILENO);
+        if (invocation.before_start) invocation.before_start();
         execve(argv[0], argv.data(), envp.data());
         _exit(127);
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <csignal>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@ struct Invocation {
     std::vector<std::string> environment = {};  // NAME=value, besides PATH and HOME
     double interrupt_after_s = 0;               // sends SIGINT then; 0: never
     std::string program = {};                   // "": the tool that was built
+    std::function<void()> before_start = {};    // in the child: limits, users, mounts
 };
 
 Outcome run_tool(const Invocation& invocation);

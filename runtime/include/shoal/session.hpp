@@ -41,6 +41,7 @@ struct MemoryPlan {
     uint64_t total_bytes = 0;      // of RAM
     uint64_t least_bytes = 0;      // of RAM that would do: less than total_bytes with a disk
     uint64_t disk_bytes = 0;       // of the file under disk.dir: every row
+    uint64_t disk_available_bytes = 0;  // free there now; at most what disk.kv_bytes allows
     uint64_t machine_bytes = 0;    // cgroup limit and MemAvailable, the least
     uint64_t available_bytes = 0;  // of those, what host.kv_bytes allows
     uint32_t slots_fit = 0;        // largest slots_per_store that would fit
@@ -64,6 +65,9 @@ struct SessionOptions {
     // Written into saved sequences and compared with theirs: how keys were rotated, e.g. base and
     // scaling of RoPE. Empty: not known, not compared; likewise model_fingerprint.
     std::string rope_fingerprint;
+    // Files that the engine keeps mapped besides, such as weights. With disk.dir and without
+    // host.kv_bytes, room is left for them.
+    uint64_t mapped_bytes = 0;
 };
 
 // Tokens that a step writes. Slots are named by engines that manage them; others append.

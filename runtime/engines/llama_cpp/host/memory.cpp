@@ -64,6 +64,7 @@ Result<MemoryPlan> plan_memory(const Config& config, const ModelFile& model,
     options.slots_per_store = shape.slots;
     options.queries_per_step_max = shape.queries;
     options.model_fingerprint = model.fingerprint;
+    options.mapped_bytes = model.file_bytes;
     Result<MemoryPlan> plan = Session::plan(config, part_of(model.shape, false), options);
     if (!plan) return plan.status();
     SHOAL_TRY(add_sliding_plan(config, model.shape, shape, options, *plan));
@@ -79,14 +80,26 @@ uint64_t context_that_fits(const MemoryPlan& plan, const ModelFile& model,
     const uint64_t rows = plan.bytes_per_slot * shape.slots;
     const uint64_t fixed = plan.least_bytes - std::min(plan.least_bytes, rows);
     const uint64_t per_slot = std::max<uint64_t>(plan.bytes_per_slot, 1);
-    return left > fixed ? (left - fixed) / per_slot / 256 * 256 * shape.streams : 0;
+    uint64_t slots = left > fixed ? (left - fixed) / per_slot : 0;
+    if (plan.disk_bytes != 0) {
+        const uint64_t on_disk = std::max<uint64_t>(plan.disk_bytes / shape.slots, 1);
+        slots = std::min(slots, plan.disk_available_bytes / on_disk);
+    }
+    return slots / 256 * 256 * shape.streams;
 }
 
 // host.kv_bytes is about the cache alone; the weights share the machine with it.
 Status check_memory(const MemoryPlan& plan, const ModelFile& model, const ContextShape& shape,
                     Names names) {
     std::string limit;
-    if (plan.total_bytes + model.file_bytes > plan.machine_bytes) {
+    std::string wanted = fmt::format("{} for the KV cache", bytes_text(plan.total_bytes));
+    if (plan.disk_bytes > plan.disk_available_bytes) {
+        wanted = fmt::format("{} ({} B) under disk.dir", bytes_text(plan.disk_bytes),
+                             grouped(plan.disk_bytes));
+        limit = fmt::format("; {} ({} B) are free there, or allowed by disk.kv_bytes",
+                            bytes_text(plan.disk_available_bytes),
+                            grouped(plan.disk_available_bytes));
+    } else if (plan.total_bytes + model.file_bytes > plan.machine_bytes) {
         limit = fmt::format(" and {} for the model; this machine offers {}",
                             bytes_text(model.file_bytes), bytes_text(plan.machine_bytes));
     } else if (plan.total_bytes > plan.available_bytes) {
@@ -96,9 +109,8 @@ Status check_memory(const MemoryPlan& plan, const ModelFile& model, const Contex
     }
     return Status::error(
         StatusCode::out_of_memory,
-        fmt::format("{} {}: needs {} for the KV cache{}. Largest context that fits: {} tokens",
-                    names == Names::flags ? "-c" : "n_ctx =", shape.tokens,
-                    bytes_text(plan.total_bytes), limit,
+        fmt::format("{} {}: needs {}{}. Largest context that fits: {} tokens",
+                    names == Names::flags ? "-c" : "n_ctx =", shape.tokens, wanted, limit,
                     grouped(context_that_fits(plan, model, shape))));
 }
 
