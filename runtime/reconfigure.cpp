@@ -47,6 +47,7 @@ Status check_reconfigure(const SessionState& state, const Config& config) {
     if (config.profile.path != now.profile.path) return refuse("profile.path");
     if (config.profile.tokens != now.profile.tokens) return refuse("profile.tokens");
     if (config.host.kv_bytes != now.host.kv_bytes) return refuse("host.kv_bytes");
+    if (config.host.rows != now.host.rows) return refuse("host.rows");
     if (config.host.threads != now.host.threads) return refuse("host.threads");
     if (config.host.pin != now.host.pin) return refuse("host.pin");
     if (config.host.huge_pages != now.host.huge_pages) return refuse("host.huge_pages");

@@ -36,6 +36,7 @@ Status save_store(const SessionState& state, const Store& store, const SequenceN
     in.header.model = state.options.model_fingerprint;
     in.header.rope = state.options.rope_fingerprint;
     in.header.shape = state.shape;
+    in.header.shape.rows = state.stored_rows();
     in.order = order;
     in.notes = &notes;
     in.profile = std::move(*profile);
@@ -47,7 +48,9 @@ Status load_store(SessionState& state, Step& step, Store& store, const std::stri
                   SequenceNotes* notes) {
     LoadTarget target;
     target.accept = [&](const SavedHeader& header) {
-        return check_saved_model(header, state.shape, state.options, path);
+        ModelShape shape = state.shape;
+        shape.rows = state.stored_rows();
+        return check_saved_model(header, shape, state.options, path);
     };
     target.write = [&](LayerId layer, Session::Part part, std::span<const int64_t> slots,
                        const ConstTensor& rows) {
