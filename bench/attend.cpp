@@ -254,7 +254,8 @@ void compare(const Backend& backend, Bed& f16, Bed& q8, const Shape& shape, uint
 }
 
 void compare_rows(const BenchArgs& args, uint32_t slots) {
-    for (Shape shape : {Shape{"S", 3, 3, 64, DType::f16, 6}, Shape{"L", 8, 4, 128, DType::f16, 2}}) {
+    const Shape shapes[] = {{"S", 3, 3, 64, DType::f16, 6}, {"L", 8, 4, 128, DType::f16, 2}};
+    for (Shape shape : shapes) {
         Bed f16(shape, slots);
         shape.dtype = DType::q8;
         Bed q8(shape, slots);

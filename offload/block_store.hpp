@@ -106,6 +106,8 @@ public:
                scales_.committed_bytes();
     }
 
+    uint64_t scale_bytes_in_ram() const { return scales_.committed_bytes(); }
+
 private:
     uint32_t block_count_max() const { return block_count_of(layout_, slot_count_max_); }
     uint64_t rows_bytes_max() const { return uint64_t{block_count_max()} * layout_.block_bytes; }

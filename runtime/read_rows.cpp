@@ -37,7 +37,8 @@ Status read_group(const GroupStore& data, const ReadRows& in, uint32_t kv_head_f
                   uint32_t slot_count_max, size_t stride, std::byte* out) {
     const bool is_k = in.part == RowPart::k;
     const auto written = [&](int64_t slot) {
-        return slot >= 0 && slot < slot_count_max && data.has_row(static_cast<uint32_t>(slot), is_k);
+        return slot >= 0 && slot < slot_count_max &&
+               data.has_row(static_cast<uint32_t>(slot), is_k);
     };
     data.rows.begin_wave();
     for (const int64_t slot : in.slots) {

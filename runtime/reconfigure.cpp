@@ -82,6 +82,11 @@ void add_disk_stats(const SessionState& state, Stats& stats) {
     stats.exposed_wait_ns = blocks.wait_ns;
     stats.write_wait_ns = blocks.write_wait_ns;
     stats.host_kv_bytes = state.cache->resident_bytes();
+    for (const auto& store : state.stores) {
+        for (uint32_t g = 0; g < state.groups.count(); ++g) {
+            stats.host_kv_bytes += store->group(g).rows.scale_bytes_in_ram();
+        }
+    }
     stats.disk_kv_bytes = state.cache->file_bytes();
     const offload::TierCounters disk = state.disk->counters();
     stats.disk_read_bytes = disk.read_bytes;

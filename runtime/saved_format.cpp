@@ -140,8 +140,8 @@ Status read_dtype(const std::string& value, const char* field, const std::string
         return Status::ok();
     }
     return Status::error(StatusCode::unsupported,
-                         fmt::format("{}: {} = \"{}\": this build reads f16, bf16, f32 and q8", name,
-                                     field, value));
+                         fmt::format("{}: {} = \"{}\": this build reads f16, bf16, f32 and q8",
+                                     name, field, value));
 }
 
 Status read_layers(FieldReader& in, const std::string& name, std::vector<LayerShape>& layers) {

@@ -78,9 +78,9 @@ int plan_command(const CommonFlags& flags) {
                                                 prepared->engine.micro_batch);
     if (!plan) return report_error(plan.status());
     const Status fits = check_memory(*plan, model, tokens);
+    const RowFormat stored = stored_rows(prepared->config.config, model.shape.rows);
     SHOAL_TOOL_TRY(print_result(flags, plan_json(*prepared, *plan, tokens, fits.is_ok()),
-                                plan_text(model, stored_rows(prepared->config.config, model.shape.rows),
-                                          *plan, tokens)));
+                                plan_text(model, stored, *plan, tokens)));
     return fits.is_ok() ? kExitOk : report_error(fits);
 }
 

@@ -193,8 +193,8 @@ TEST_P(AppendTest, OverflowOfTheStoredTypeIsNotFinite) {
 TEST_P(AppendTest, Q8IsOffByHalfAStepAtMost) {
     const AppendCase c{.kv_heads = 2, .k_head_dim = 96, .v_head_dim = 96, .slots = {0, 1, 2}};
     for (int exponent = -90; exponent <= 120; exponent += 7) {
-        const std::vector<float> numbers =
-            random_normal(96 * 9, static_cast<uint32_t>(exponent + 100), std::ldexp(1.0F, exponent));
+        const std::vector<float> numbers = random_normal(
+            96 * 9, static_cast<uint32_t>(exponent + 100), std::ldexp(1.0F, exponent));
         const Source source(c, 96, DType::f32, numbers);
         TestRows rows(make_piece_format(2, 96, 96, DType::q8, DType::q8), 3);
         ASSERT_TRUE(

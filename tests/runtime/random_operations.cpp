@@ -54,7 +54,8 @@ RandomOperations::RandomOperations(uint64_t seed, const std::string& profile, bo
     if (!made) throw std::runtime_error(made.status().message());
     session_ = std::move(*made);
     for (uint32_t i = 0; i < kStores; ++i) {
-        streams_.push_back({{}, false, PlainStore(shape_, kSlots, kept), std::vector<Cell>(kSlots)});
+        streams_.push_back(
+            {{}, false, PlainStore(shape_, kSlots, kept), std::vector<Cell>(kSlots)});
     }
     streams_[0].id = *session_->open();
     streams_[0].open = true;
