@@ -37,7 +37,8 @@ public:
     Bed(const Shape& shape, uint32_t slots)
         : shape_(shape), slots_(slots),
           format_(piece_format(shape.kv_heads, shape.dim, shape.dtype)),
-          buffer_(size_t{shape.layers} * slots * format_.piece_stride_bytes) {
+          buffer_(size_t{shape.layers} * slots * format_.piece_stride_bytes),
+          scales_(size_t{shape.layers} * slots * std::max(format_.scale_bytes(), 1U)) {
         fill();
         std::minstd_rand random(1);
         for (uint32_t list = 0; list < kLists; ++list) {
@@ -65,6 +66,10 @@ public:
         AttendInput in;
         const uint32_t blocks_per_layer = slots_ >> kBlockLog2;
         in.kv = KvView{format_, blocks_.data() + size_t{layer} * blocks_per_layer, kBlockLog2};
+        if (format_.has_scales()) {
+            in.kv.scales = reinterpret_cast<uint16_t*>(
+                scales_.data() + size_t{layer} * slots_ * format_.scale_bytes());
+        }
         in.q = q_.data();
         in.q_head_stride = shape_.dim;
         in.q_per_kv = shape_.q_per_kv;
@@ -79,7 +84,7 @@ public:
         });
         backend.merge({partials_.data(), parts, q_heads(), shape_.dim},
                       {out_.data(), shape_.dim, nullptr});
-        return size_t{in.slots.count} * format_.kv_head_count * format_.row_stride_bytes;
+        return size_t{in.slots.count} * format_.token_bytes();
     }
 
     // Reads the pieces of `list` and returns their bytes.
@@ -110,7 +115,7 @@ public:
     const std::vector<uint32_t>& list(uint32_t i) const { return lists_[i % kLists]; }
     // FLOP per byte of a piece.
     double flop_per_byte() const {
-        return 4.0 * q_heads() * shape_.dim / (format_.kv_head_count * format_.row_stride_bytes);
+        return 4.0 * q_heads() * shape_.dim / format_.token_bytes();
     }
 
 private:
@@ -128,12 +133,15 @@ private:
             std::memcpy(buffer_.data() + at, pattern.data(),
                         std::min(bytes, buffer_.bytes() - at));
         }
+        auto* scales = reinterpret_cast<uint16_t*>(scales_.data());
+        std::fill_n(scales, scales_.bytes() / 2, kernels::f32_to_bf16(0.03F));
     }
 
     Shape shape_;
     uint32_t slots_;
     PieceFormat format_;
     HugeBuffer buffer_;
+    HugeBuffer scales_;  // of q8 rows
     std::vector<std::byte*> blocks_;
     std::vector<std::vector<uint32_t>> lists_;
     std::vector<float> q_;
@@ -201,12 +209,74 @@ void measure(const Backend& backend, Bed& bed, const Shape& shape, uint32_t thre
     std::fflush(stdout);
 }
 
+struct Ratios {
+    std::vector<double> gather;
+    std::vector<double> dense;
+};
+
+// Seconds of some gathers and of a dense pass, of one bed.
+void time_once(const Backend& backend, BenchThreads& threads, Bed& bed, uint32_t round,
+               double& gather_s, double& dense_s) {
+    const double start = now_s();
+    for (uint32_t i = 0; i < kListsPerRound; ++i) {
+        const uint32_t list = round * kListsPerRound + i;
+        bed.attend(backend, threads, list % bed.layers(), &bed.list(list));
+    }
+    const double middle = now_s();
+    bed.attend(backend, threads, round % bed.layers(), nullptr);
+    gather_s = middle - start;
+    dense_s = now_s() - middle;
+}
+
+// The same work over f16 and over q8 rows, in turns, first and last changing places.
+void compare(const Backend& backend, Bed& f16, Bed& q8, const Shape& shape, uint32_t thread_count,
+             const BenchArgs& args) {
+    BenchThreads threads(thread_count);
+    Ratios ratios;
+    Ratios f16_ms;
+    for (uint32_t round = 0; round < args.rounds; ++round) {
+        double gather[2];
+        double dense[2];
+        for (uint32_t turn = 0; turn < 2; ++turn) {
+            const uint32_t which = (round + turn) % 2;
+            time_once(backend, threads, which == 0 ? f16 : q8, round, gather[which], dense[which]);
+        }
+        f16_ms.gather.push_back(1e3 * gather[0] / kListsPerRound);
+        f16_ms.dense.push_back(1e3 * dense[0]);
+        ratios.gather.push_back(gather[1] / gather[0]);
+        ratios.dense.push_back(dense[1] / dense[0]);
+    }
+    std::printf("q8/f16  %-2s %-14s %u threads  gather %.3f of %.3f ms  dense %.3f of %.3f ms\n",
+                shape.name, kernels::cpu_target_name().c_str(), thread_count,
+                median(ratios.gather), median(f16_ms.gather), median(ratios.dense),
+                median(f16_ms.dense));
+    std::fflush(stdout);
+}
+
+void compare_rows(const BenchArgs& args, uint32_t slots) {
+    const Shape shapes[] = {{"S", 3, 3, 64, DType::f16, 6}, {"L", 8, 4, 128, DType::f16, 2}};
+    for (Shape shape : shapes) {
+        Bed f16(shape, slots);
+        shape.dtype = DType::q8;
+        Bed q8(shape, slots);
+        for (int64_t target : bench_targets(args.target)) {
+            hwy::SetSupportedTargetsForTest(target);
+            for (uint32_t threads : args.threads) {
+                compare(kernels::cpu_backend(), f16, q8, shape, threads, args);
+            }
+        }
+        hwy::SetSupportedTargetsForTest(0);
+    }
+}
+
 void run(const BenchArgs& args) {
     const uint32_t slots = args.quick ? 16384 : 131072;
     const std::vector<Shape> shapes = {
         {"S", 3, 3, 64, DType::f16, 6},
         {"L", 8, 4, 128, DType::bf16, 2},
         {"L", 8, 4, 128, DType::f16, 2},
+        {"S", 3, 3, 64, DType::q8, 6},
+        {"L", 8, 4, 128, DType::q8, 2},
     };
     std::printf("%u of %u slots gathered, medians of %u rounds\n", kRows, slots, args.rounds);
     for (const Shape& shape : shapes) {
@@ -219,6 +289,7 @@ void run(const BenchArgs& args) {
         }
         hwy::SetSupportedTargetsForTest(0);
     }
+    compare_rows(args, slots);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/convert.hpp"
+#include "kernels/q8.hpp"
 #include "shoal/status.hpp"
 
 namespace shoal::calib {
@@ -28,6 +28,14 @@ const float* load_row(const ConstTensor& tensor, uint32_t token, uint32_t head, 
             return reinterpret_cast<const float*>(row);
         }
         std::memcpy(buffer, row, tensor.head_dim * sizeof(float));
+        return buffer;
+    }
+    if (tensor.dtype == DType::q8) {
+        const float scale =
+            kernels::bf16_to_f32(kernels::tensor_scale(row, tensor.dtype, tensor.head_dim));
+        for (uint32_t c = 0; c < tensor.head_dim; ++c) {
+            buffer[c] = kernels::load_element(row, tensor.dtype, c, scale);
+        }
         return buffer;
     }
     uint16_t bits[kHeadDimMax];

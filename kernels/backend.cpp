@@ -66,7 +66,8 @@ std::string refuse(const Limit& limit, uint32_t value) {
 }
 
 bool known(DType dtype) {
-    return dtype == DType::f16 || dtype == DType::bf16 || dtype == DType::f32;
+    return dtype == DType::f16 || dtype == DType::bf16 || dtype == DType::f32 ||
+           dtype == DType::q8;
 }
 
 }  // namespace

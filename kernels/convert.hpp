@@ -46,10 +46,13 @@ inline uint16_t f32_to_bf16(float value) {
     return static_cast<uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
 }
 
-constexpr uint32_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+constexpr uint32_t element_bytes(DType dtype) {
+    return dtype == DType::f32 ? 4 : dtype == DType::q8 ? 1 : 2;
+}
 
-// Element `i` of a dense row at `row`, of any alignment.
-inline float load_element(const std::byte* row, DType dtype, size_t i) {
+// Element `i` of a dense row at `row`, of any alignment. `scale`: of a q8 row.
+inline float load_element(const std::byte* row, DType dtype, size_t i, float scale = 1.0F) {
+    if (dtype == DType::q8) return static_cast<float>(static_cast<int8_t>(row[i])) * scale;
     if (dtype == DType::f32) {
         float value = 0.0F;
         std::memcpy(&value, row + i * sizeof(value), sizeof(value));
@@ -60,6 +63,7 @@ inline float load_element(const std::byte* row, DType dtype, size_t i) {
     return dtype == DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
 }
 
+// Not for q8: its rows are written whole (kernels/q8.hpp).
 inline void store_element(std::byte* row, DType dtype, size_t i, float value) {
     if (dtype == DType::f32) {
         std::memcpy(row + i * sizeof(value), &value, sizeof(value));

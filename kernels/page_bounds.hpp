@@ -20,9 +20,9 @@ inline constexpr uint32_t kPageSlotsMin = 4;
 inline constexpr uint32_t kPageSlotsMax = 64;
 inline constexpr uint32_t kPageSlotsDefault = 16;
 
-// How bounds of keys of a dtype are stored. Bounds of 16-bit keys are exact; those of f32 keys are
-// rounded outwards, so that they stay bounds (but for keys above bf16's largest number, 3.39e38:
-// theirs saturate).
+// How bounds of keys of a dtype are stored. Bounds of 16-bit keys are exact; those of f32 and q8
+// keys are rounded outwards, so that they stay bounds (but for keys above bf16's largest number,
+// 3.39e38: theirs saturate).
 constexpr DType page_bound_dtype(DType k_dtype) {
     return k_dtype == DType::f16 ? DType::f16 : DType::bf16;
 }

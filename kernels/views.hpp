@@ -21,6 +21,12 @@ struct PieceFormat {
     uint32_t v_offset_bytes = 0;      // from a head's K to its V
     uint32_t row_stride_bytes = 0;    // from one head's row to the next
     uint32_t piece_stride_bytes = 0;  // from one token's piece to the next inside a block
+
+    bool has_scales() const { return k_dtype == DType::q8 || v_dtype == DType::q8; }
+    // Of one token: K and V of every head, scales included.
+    uint32_t token_bytes() const { return kv_head_count * row_stride_bytes + scale_bytes(); }
+    // Of one token: a scale for K and one for V of every head, bf16.
+    uint32_t scale_bytes() const { return has_scales() ? kv_head_count * 4 : 0; }
 };
 
 // The rows of one group of one store: blocks of 2^n consecutive slots, wherever they lie.
@@ -28,6 +34,9 @@ struct KvView {
     PieceFormat format;
     std::byte* const* blocks = nullptr;  // [block_count]; only blocks of slots that are read count
     uint32_t block_tokens_log2 = 0;
+    // Scales of q8 rows, bf16 bits: [slot][kv_head][K, V], of every slot of the store. Not in the
+    // blocks, so that pieces stay powers of two where head sizes are. Null without q8.
+    uint16_t* scales = nullptr;
 
     std::byte* piece(uint32_t slot) const {
         const uint32_t in_block = slot & ((1U << block_tokens_log2) - 1U);
@@ -38,6 +47,10 @@ struct KvView {
     }
     std::byte* v_row(uint32_t slot, uint32_t kv_head) const {
         return k_row(slot, kv_head) + format.v_offset_bytes;
+    }
+    // K and V of head 0, K and V of head 1, ...
+    uint16_t* scales_of(uint32_t slot) const {
+        return scales == nullptr ? nullptr : scales + size_t{slot} * format.kv_head_count * 2;
     }
 };
 

@@ -56,6 +56,7 @@ BlockStore& BlockStore::operator=(BlockStore&& other) noexcept {
     may_share_ = std::exchange(other.may_share_, false);
     claim_ = std::move(other.claim_);
     table_ = std::move(other.table_);
+    scales_ = std::move(other.scales_);
     cache_ = std::exchange(other.cache_, nullptr);
     entries_ = std::move(other.entries_);
     owner_ = std::move(other.owner_);
@@ -80,6 +81,9 @@ Result<BlockStore> BlockStore::create(Arena& arena, const BlockLayout& layout,
         MemoryTag::index, uint64_t{store.block_count_max()} * sizeof(std::byte*));
     if (!table) return table.status();
     store.table_ = std::move(*table);
+    Result<Region> scales = arena.region(MemoryTag::kv, store.scale_bytes(store.block_count_max()));
+    if (!scales) return scales.status();
+    store.scales_ = std::move(*scales);
     if (spill.cache != nullptr) {
         SHOAL_TRY(store.create_on_disk(arena, spill));
         return store;
@@ -117,6 +121,9 @@ Status BlockStore::ensure(uint32_t slot_count, const Executor* executor) {
     const uint32_t block_count = block_count_of(layout_, slot_count);
     if (block_count <= block_count_) return Status::ok();
     SHOAL_ASSERT(arena_ != nullptr && slot_count <= slot_count_max_);
+    const uint32_t runs = (block_count + run_blocks() - 1) / run_blocks();
+    SHOAL_TRY(scales_.touch_until(
+        scale_bytes(std::min(runs * run_blocks(), block_count_max())), executor));
     if (spills()) return ensure_entries(block_count);
     BlockPool& pool = arena_->block_pool();
     const uint64_t new_blocks = block_count - block_count_;
@@ -238,6 +245,11 @@ Status BlockStore::share_from(BlockStore& other) {
     SHOAL_ASSERT(slot_count_max_ == other.slot_count_max_ &&
                  layout_.block_bytes == other.layout_.block_bytes);
     release_from(0);
+    const uint64_t scale_bytes_used = scale_bytes(other.block_count_);
+    SHOAL_TRY(scales_.touch_until(scale_bytes_used));
+    if (scale_bytes_used != 0) {
+        std::memcpy(scales_.data(), other.scales_.data(), scale_bytes_used);
+    }
     if (spills()) return copy_from(other);
     SHOAL_TRY(table_.touch_until(uint64_t{other.block_count_} * sizeof(std::byte*)));
     auto* const blocks = table_.as<std::byte*>();
@@ -287,6 +299,7 @@ void BlockStore::release_from(uint32_t slot_count) {
         block_count_ = kept_blocks;
         table_.release_from(uint64_t{block_count_} * sizeof(std::byte*));
         entries_.release_from(uint64_t{block_count_} * sizeof(BlockEntry));
+        scales_.release_from(scale_bytes(block_count_));
         return;
     }
     const uint32_t runs_kept =
@@ -300,12 +313,14 @@ void BlockStore::release_from(uint32_t slot_count) {
     }
     if (block_count_ == 0) may_share_ = false;
     table_.release_from(uint64_t{block_count_} * sizeof(std::byte*));
+    scales_.release_from(scale_bytes(block_count_));
 }
 
 kernels::KvView BlockStore::view() const {
     return {.format = layout_.format,
             .blocks = table_.as<std::byte*>(),
-            .block_tokens_log2 = layout_.block_tokens_log2};
+            .block_tokens_log2 = layout_.block_tokens_log2,
+            .scales = scales_.as<uint16_t>()};
 }
 
 }  // namespace shoal::offload

@@ -43,7 +43,8 @@ enum class HoldFor : uint8_t { reading, writing };
 
 // Blocks and their table. Move-only. One thread at a time, apart from reads and writes of rows.
 // Blocks are found through the table only: where they lie is nobody's business but this class's.
-// Metadata: 8 B a block, 24 B with a disk. Must not outlive its Arena and cache.
+// Metadata: 8 B a block, 24 B with a disk. Must not outlive its Arena and cache. Scales of q8 rows
+// lie beside the blocks, for all slots in RAM: 4 B a token and KV head.
 //
 // With a disk, rows may be read and written only while they are held: by hold(), until the cache's
 // next wave. Without one hold() is for nothing, and costs nothing.
@@ -99,16 +100,24 @@ public:
     // Slots that are addressable.
     uint32_t slot_count() const { return block_count_ << layout_.block_tokens_log2; }
     uint64_t reserved_bytes() const {
-        return (spills() ? 0 : rows_bytes_max()) + table_.bytes() + entries_.bytes();
+        return (spills() ? 0 : rows_bytes_max()) + table_.bytes() + entries_.bytes() +
+               scales_.bytes();
     }
     uint64_t committed_bytes() const {
         return (spills() ? 0 : uint64_t{block_count_} * layout_.block_bytes) +
-               table_.committed_bytes() + entries_.committed_bytes();
+               table_.committed_bytes() + entries_.committed_bytes() +
+               scales_.committed_bytes();
     }
+
+    uint64_t scale_bytes_in_ram() const { return scales_.committed_bytes(); }
 
 private:
     uint32_t block_count_max() const { return block_count_of(layout_, slot_count_max_); }
     uint64_t rows_bytes_max() const { return uint64_t{block_count_max()} * layout_.block_bytes; }
+    // Scales of the slots of so many blocks; 0 without q8.
+    uint64_t scale_bytes(uint64_t block_count) const {
+        return (block_count << layout_.block_tokens_log2) * layout_.format.scale_bytes();
+    }
     uint32_t run_blocks() const;
     SlotRange blocks_of(SlotRange slots) const;
     Status own_run(uint32_t run_begin);
@@ -124,6 +133,7 @@ private:
     bool may_share_ = false;     // some run may have another user
     Reservation claim_;          // of rows_bytes_max()
     Region table_;               // std::byte* [block_count_max()]
+    Region scales_;              // of q8 rows, by slot; in RAM with a disk too
     // With a disk.
     BlockCache* cache_ = nullptr;
     Region entries_;             // BlockEntry [block_count_max()]

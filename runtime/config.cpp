@@ -87,6 +87,10 @@ Status config_set(std::string_view key, std::string_view value, ConfigOrigin ori
     return apply(name, value_from_word(config_key_find(key), value), place, config);
 }
 
+RowFormat stored_rows(const Config& config, const RowFormat& rows) {
+    return config.host.rows == HostRows::q8 ? RowFormat{DType::q8, DType::q8} : rows;
+}
+
 Status config_check(const Config& config) {
     for (const ConfigKey& key : config_keys()) {
         const ConfigValue value = key.get(config);

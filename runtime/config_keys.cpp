@@ -25,6 +25,7 @@ constexpr std::array<std::string_view, 3> kSharingNames = {"layer", "head", "tid
 constexpr std::array<std::string_view, 5> kPrefetchNames = {"none", "known", "steps",
                                                             "last_query", "query"};
 constexpr std::array<std::string_view, 2> kSharingHeadsNames = {"shared", "index"};
+constexpr std::array<std::string_view, 2> kHostRowsNames = {"engine", "q8"};
 constexpr std::array<std::string_view, 5> kLabelBitsNames = {"mixed", "2", "4", "8", "16"};
 constexpr std::array<LabelBits, 5> kLabelBits = {LabelBits::mixed, LabelBits::bits2,
                                                  LabelBits::bits4, LabelBits::bits8,
@@ -189,6 +190,10 @@ std::vector<ConfigKey> machine_keys() {
         bytes_key<&C::host, &C::Host::kv_bytes>(
             "host.kv_bytes", "most bytes of rows and labels in RAM; 0 is what the machine offers, "
                              "and with a disk three quarters of it"),
+        choice_key<&C::host, &C::Host::rows>(
+            "host.rows", kHostRowsNames,
+            "how K and V rows are stored, in RAM and on disk: as the engine's cache type says, or "
+            "in 8 bits a number with a scale per row"),
         boolean_key<&C::host, &C::Host::huge_pages>(
             "host.huge_pages", "ask the kernel for huge pages for the rows"),
         integer_key<&C::host, &C::Host::threads>(

@@ -37,6 +37,9 @@ bool all_finite(const ConstTensor& tensor) {
                 case DType::bf16:
                     finite = row_finite<uint16_t>(row, tensor.head_dim, uint16_t{0x7f80});
                     break;
+                case DType::q8:  // the scale behind the codes
+                    finite = row_finite<uint16_t>(row + tensor.head_dim, 1, uint16_t{0x7f80});
+                    break;
             }
             if (!finite) return false;
         }

@@ -44,6 +44,7 @@ Groups::Groups(const ModelShape& shape, const Config& config) {
     const bool per_head = config.sharing.kind == SharingKind::head ||
                           (config.sharing.kind == SharingKind::tidal &&
                            config.sharing.heads == SharingHeads::index);
+    const RowFormat rows = stored_rows(config, shape.rows);
     for (uint32_t l = 0; l < shape.layers.size(); ++l) {
         const LayerShape& layer = shape.layers[l];
         const uint32_t begin = count();
@@ -57,7 +58,7 @@ Groups::Groups(const ModelShape& shape, const Config& config) {
                 group.scale = shape.attention_scale != 0.0F
                                   ? shape.attention_scale
                                   : 1.0F / std::sqrt(static_cast<float>(layer.k_head_dim));
-                group.piece = piece_format(layer, shape.rows, heads_each);
+                group.piece = piece_format(layer, rows, heads_each);
                 group.sliding = layer.kind == LayerKind::sliding;
                 group.index = count();
                 groups_.push_back(group);

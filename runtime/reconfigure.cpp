@@ -47,6 +47,7 @@ Status check_reconfigure(const SessionState& state, const Config& config) {
     if (config.profile.path != now.profile.path) return refuse("profile.path");
     if (config.profile.tokens != now.profile.tokens) return refuse("profile.tokens");
     if (config.host.kv_bytes != now.host.kv_bytes) return refuse("host.kv_bytes");
+    if (config.host.rows != now.host.rows) return refuse("host.rows");
     if (config.host.threads != now.host.threads) return refuse("host.threads");
     if (config.host.pin != now.host.pin) return refuse("host.pin");
     if (config.host.huge_pages != now.host.huge_pages) return refuse("host.huge_pages");
@@ -81,6 +82,11 @@ void add_disk_stats(const SessionState& state, Stats& stats) {
     stats.exposed_wait_ns = blocks.wait_ns;
     stats.write_wait_ns = blocks.write_wait_ns;
     stats.host_kv_bytes = state.cache->resident_bytes();
+    for (const auto& store : state.stores) {
+        for (uint32_t g = 0; g < state.groups.count(); ++g) {
+            stats.host_kv_bytes += store->group(g).rows.scale_bytes_in_ram();
+        }
+    }
     stats.disk_kv_bytes = state.cache->file_bytes();
     const offload::TierCounters disk = state.disk->counters();
     stats.disk_read_bytes = disk.read_bytes;

@@ -18,6 +18,8 @@ uint64_t RowCheck::hash(const kernels::KvView& rows, RowPart part, uint32_t slot
     for (uint32_t h = 0; h < format.kv_head_count; ++h) {
         const std::byte* row = is_k ? rows.k_row(slot, h) : rows.v_row(slot, h);
         hash = XXH3_64bits_withSeed(row, bytes, hash);
+        if ((is_k ? format.k_dtype : format.v_dtype) != DType::q8) continue;
+        hash += rows.scales_of(slot)[2 * h + (is_k ? 0 : 1)];
     }
     return hash;
 }

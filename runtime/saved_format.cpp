@@ -134,14 +134,14 @@ std::vector<std::byte> description_bytes(const SavedHeader& header) {
 
 Status read_dtype(const std::string& value, const char* field, const std::string& name,
                   DType& out) {
-    for (const DType dtype : {DType::f16, DType::bf16, DType::f32}) {
+    for (const DType dtype : {DType::f16, DType::bf16, DType::f32, DType::q8}) {
         if (value != dtype_name(dtype)) continue;
         out = dtype;
         return Status::ok();
     }
     return Status::error(StatusCode::unsupported,
-                         fmt::format("{}: {} = \"{}\": this build reads f16, bf16 and f32", name,
-                                     field, value));
+                         fmt::format("{}: {} = \"{}\": this build reads f16, bf16, f32 and q8",
+                                     name, field, value));
 }
 
 Status read_layers(FieldReader& in, const std::string& name, std::vector<LayerShape>& layers) {
@@ -241,8 +241,8 @@ void add_chunks(uint64_t count, uint32_t element_bytes, uint32_t per_chunk, uint
 uint32_t saved_row_bytes(const SavedHeader& header, uint32_t layer, SavedKind kind) {
     const LayerShape& shape = header.shape.layers[layer];
     const bool is_k = kind == SavedKind::k_rows;
-    const size_t head_bytes = is_k ? shape.k_head_dim * dtype_bytes(header.shape.rows.k)
-                                   : shape.v_head_dim * dtype_bytes(header.shape.rows.v);
+    const size_t head_bytes = is_k ? row_bytes(header.shape.rows.k, shape.k_head_dim)
+                                   : row_bytes(header.shape.rows.v, shape.v_head_dim);
     return static_cast<uint32_t>(shape.kv_head_count * head_bytes);
 }
 

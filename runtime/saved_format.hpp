@@ -8,7 +8,7 @@
 //
 // Chunks hold whole elements, and where each lies follows from the description: a file names no
 // offset that could be wrong. Rows are dense, [tokens, kv_head_count, head_dim], tokens ascending
-// by slot. Numbers are little-endian.
+// by slot; a row of q8 is followed by its scale. Numbers are little-endian.
 #pragma once
 
 #include <cstddef>

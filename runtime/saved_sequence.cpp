@@ -127,7 +127,7 @@ private:
         rows.n = chunk.count;
         rows.heads = shape.kv_head_count;
         rows.head_dim = is_k ? shape.k_head_dim : shape.v_head_dim;
-        rows.head_stride_bytes = rows.head_dim * dtype_bytes(rows.dtype);
+        rows.head_stride_bytes = row_bytes(rows.dtype, rows.head_dim);
         rows.n_stride_bytes = rows.heads * rows.head_stride_bytes;
         const Status status =
             target_.write({chunk.layer}, part_of(chunk.kind), slots_of(chunk, slots_, wide_), rows);

@@ -69,6 +69,7 @@ Status save_store(const SessionState& state, const Store& store, const SequenceN
     in.header.model = state.options.model_fingerprint;
     in.header.rope = state.options.rope_fingerprint;
     in.header.shape = state.shape;
+    in.header.shape.rows = state.stored_rows();
     in.order = order;
     in.notes = &notes;
     in.profile = std::move(*profile);
@@ -81,7 +82,9 @@ Status load_store(SessionState& state, Step& step, Store& store, const std::stri
     LoadTarget target;
     MemoryAhead memory(state, store);
     target.accept = [&](const SavedHeader& header) {
-        SHOAL_TRY(check_saved_model(header, state.shape, state.options, path));
+        ModelShape shape = state.shape;
+        shape.rows = state.stored_rows();
+        SHOAL_TRY(check_saved_model(header, shape, state.options, path));
         memory.expect(header);
         return Status::ok();
     };

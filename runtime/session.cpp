@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 #include <random>
 
 #include "offload/disk_tier.hpp"
 #include "runtime/config_keys.hpp"
+#include "runtime/read_rows.hpp"
 #include "runtime/saved_store.hpp"
 #include "runtime/session_maker.hpp"
 #include "runtime/step.hpp"
@@ -120,43 +120,13 @@ Result<std::unique_ptr<offload::Tier>> open_disk(const SessionState& state, uint
     return std::unique_ptr<offload::Tier>(std::move(*disk));
 }
 
+kernels::RowPart row_part(Session::Part part) {
+    return part == Session::Part::k ? kernels::RowPart::k : kernels::RowPart::v;
+}
+
 uint64_t random_identity() {
     std::random_device random;
     return (uint64_t{random()} << 32) | random();
-}
-
-// Where rows that are read go: [slots, ...] with `stride` bytes from one slot to the next.
-struct RowsOut {
-    std::span<const int64_t> slots;
-    bool is_k = true;
-    size_t head_bytes = 0;
-    size_t stride = 0;
-    std::byte* out = nullptr;
-};
-
-// Slots that were never written read as zero.
-Status read_rows(const GroupStore& data, uint32_t slot_count_max, const RowsOut& to) {
-    const auto written = [&](int64_t slot) {
-        return slot >= 0 && slot < slot_count_max &&
-               data.has_row(static_cast<uint32_t>(slot), to.is_k);
-    };
-    data.rows.begin_wave();
-    for (const int64_t slot : to.slots) {
-        const auto begin = static_cast<uint32_t>(slot);
-        if (written(slot)) data.rows.want(SlotRange{begin, begin + 1});
-    }
-    SHOAL_TRY(data.rows.hold(SlotRange{}, offload::HoldFor::reading));
-    const kernels::KvView kv = data.rows.view();
-    for (size_t i = 0; i < to.slots.size(); ++i) {
-        const bool has_row = written(to.slots[i]);
-        const auto slot = static_cast<uint32_t>(to.slots[i]);
-        std::byte* out = to.out + i * to.stride;
-        for (uint32_t h = 0; h < kv.format.kv_head_count; ++h, out += to.head_bytes) {
-            if (!has_row) std::memset(out, 0, to.head_bytes);
-            else std::memcpy(out, to.is_k ? kv.k_row(slot, h) : kv.v_row(slot, h), to.head_bytes);
-        }
-    }
-    return Status::ok();
 }
 
 }  // namespace
@@ -292,10 +262,14 @@ Status Session::save(StoreId id, const std::string& path, const SequenceNotes& n
     Result<Store*> store = impl_->find(id);
     if (!store) return store.status();
     if (impl_->step->is_open()) return invalid("save: a step is open: call end_step first");
-    return save_store(impl_->state, **store, notes, path,
-                      [this, id](LayerId layer, Part part, std::span<const int64_t> slots,
-                                 std::span<std::byte> out) {
-                          return read(layer, id, slots, part, out);
+    const SessionState& state = impl_->state;
+    const RowFormat stored = state.stored_rows();
+    return save_store(state, **store, notes, path,
+                      [&](LayerId layer, Part part, std::span<const int64_t> slots,
+                          std::span<std::byte> out) {
+                          const DType dtype = part == Part::k ? stored.k : stored.v;
+                          return read_rows(state, **store,
+                                           {layer.index, row_part(part), slots, dtype}, out);
                       });
 }
 
@@ -366,8 +340,7 @@ Status Session::copy(LayerId layer, Part part, StoreId from, StoreId to) {
     Result<Store*> target = impl_->find(to);
     if (!target) return target.status();
     if (*source == *target) return Status::ok();
-    const auto row_part = part == Part::k ? kernels::RowPart::k : kernels::RowPart::v;
-    return impl_->step->copy(layer.index, row_part, **source, **target);
+    return impl_->step->copy(layer.index, row_part(part), **source, **target);
 }
 
 Status Session::read(LayerId layer, StoreId id, std::span<const int64_t> slots, Part part,
@@ -376,28 +349,17 @@ Status Session::read(LayerId layer, StoreId id, std::span<const int64_t> slots, 
     Result<Store*> store = impl_->find(id);
     if (!store) return store.status();
     const SessionState& state = impl_->state;
-    const LayerShape& shape = state.shape.layers[layer.index];
-    const bool is_k = part == Part::k;
-    const size_t head_bytes = is_k ? shape.k_head_dim * dtype_bytes(state.shape.rows.k)
-                                   : shape.v_head_dim * dtype_bytes(state.shape.rows.v);
-    if (out.size() != slots.size() * shape.kv_head_count * head_bytes) {
-        return invalid(fmt::format("out: {} bytes: must be {}", out.size(),
-                                   slots.size() * shape.kv_head_count * head_bytes));
+    ReadRows in;
+    in.layer = layer.index;
+    in.part = row_part(part);
+    in.slots = slots;
+    in.dtype = part == Part::k ? state.shape.rows.k : state.shape.rows.v;
+    const size_t bytes =
+        slots.size() * read_slot_bytes(state.shape.layers[layer.index], in.part, in.dtype);
+    if (out.size() != bytes) {
+        return invalid(fmt::format("out: {} bytes: must be {}", out.size(), bytes));
     }
-    const SlotRange groups = state.groups.of_layer(layer.index);
-    const size_t slots_at_once = (*store)->spills() ? kernels::kSpanSlots : slots.size();
-    for (uint32_t g = groups.begin; g < groups.end; ++g) {
-        const Group& group = state.groups.all()[g];
-        for (size_t begin = 0; begin < slots.size(); begin += slots_at_once) {
-            const size_t count = std::min(slots_at_once, slots.size() - begin);
-            RowsOut rows{slots.subspan(begin, count), is_k, head_bytes,
-                         shape.kv_head_count * head_bytes,
-                         out.data() + (begin * shape.kv_head_count + group.kv_head_first) *
-                                          head_bytes};
-            SHOAL_TRY(read_rows((*store)->group(g), state.limits.slot_count_max, rows));
-        }
-    }
-    return Status::ok();
+    return read_rows(state, **store, in, out);
 }
 
 Status Session::attend(LayerId layer, const ConstTensor& q, const Visibility& visibility,

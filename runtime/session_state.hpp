@@ -74,6 +74,7 @@ struct SessionState {
         if (options.log) options.log(level, text);
     }
     bool spills() const { return !config.disk.dir.empty(); }
+    RowFormat stored_rows() const { return shoal::stored_rows(config, shape.rows); }
     // Safety set and selected rows of a group at most.
     static uint32_t list_rows(const Config& config, const Group& group, uint32_t slot_count_max);
 };

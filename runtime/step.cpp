@@ -345,8 +345,7 @@ Status Step::choose(const Group& group, Store& store, const AttendCall& call, Jo
     }
     list_ids_[list_index(group.index, job.view)] = view_ids_[job.view];
     s_.stats.rows_attended += uint64_t{list.count} * group.piece.kv_head_count;
-    s_.stats.kv_bytes_read += uint64_t{list.count} * group.piece.kv_head_count *
-                              group.piece.row_stride_bytes;
+    s_.stats.kv_bytes_read += uint64_t{list.count} * group.piece.token_bytes();
     job.slots = list;
     return Status::ok();
 }

@@ -317,6 +317,9 @@ Status Store::copy_rows(GroupStore& to, const GroupStore& from, RowPart part, Sl
             for (uint32_t h = 0; h < format.kv_head_count; ++h) {
                 if (is_k) std::memcpy(to_rows.k_row(slot, h), from_rows.k_row(slot, h), bytes);
                 else std::memcpy(to_rows.v_row(slot, h), from_rows.v_row(slot, h), bytes);
+                if (!format.has_scales()) continue;
+                const uint32_t scale = 2 * h + (is_k ? 0 : 1);
+                to_rows.scales_of(slot)[scale] = from_rows.scales_of(slot)[scale];
             }
         }
     });

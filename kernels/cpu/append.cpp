@@ -12,8 +12,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/convert.hpp"
 #include "kernels/cpu/cpu.hpp"
+#include "kernels/q8.hpp"
 #include "shoal/status.hpp"
 
 HWY_BEFORE_NAMESPACE();
@@ -103,14 +103,16 @@ struct F32ToF16 : Largest16<0x7c00> {
     }
 };
 
-// Pairs that no engine uses today: f16 to bf16 and the like.
+// Pairs that no engine uses today: f16 to bf16 and the like, q8 to others.
 struct AnyToAny {
     DType from_dtype = DType::f32;
     DType to_dtype = DType::f32;
+    uint32_t head_dim = 0;
     bool all_finite = true;
     void convert(const std::byte* from, std::byte* to, uint32_t i) {
+        const float scale = bf16_to_f32(tensor_scale(from, from_dtype, head_dim));
         for (uint32_t lane = i; lane < i + kLanes; ++lane) {
-            store_element(to, to_dtype, lane, load_element(from, from_dtype, lane));
+            store_element(to, to_dtype, lane, load_element(from, from_dtype, lane, scale));
             all_finite = all_finite && std::isfinite(load_element(to, to_dtype, lane));
         }
     }
@@ -154,7 +156,7 @@ AppendResult append_here(const AppendInput& in) {
     if (from == DType::bf16 && to == DType::bf16) {
         return append_rows(in, head_dim, offset, Copy16<0x7f80>{});
     }
-    return append_rows(in, head_dim, offset, AnyToAny{from, to});
+    return append_rows(in, head_dim, offset, AnyToAny{from, to, head_dim});
 }
 
 }  // namespace HWY_NAMESPACE
@@ -165,7 +167,11 @@ HWY_AFTER_NAMESPACE();
 namespace shoal::kernels::cpu {
 
 HWY_EXPORT(append_here);
-AppendResult append(const AppendInput& in) { return HWY_DYNAMIC_DISPATCH(append_here)(in); }
+AppendResult append(const AppendInput& in) {
+    const PieceFormat& format = in.kv.format;
+    const DType to = in.part == RowPart::k ? format.k_dtype : format.v_dtype;
+    return to == DType::q8 ? append_q8(in) : HWY_DYNAMIC_DISPATCH(append_here)(in);
+}
 
 }  // namespace shoal::kernels::cpu
 #endif

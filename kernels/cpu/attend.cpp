@@ -8,6 +8,7 @@
 //     where one by one each would hold up the pipeline (376 -> 290 us); in a run of slots
 //     it would only disturb the hardware's own prefetcher;
 //   - entries of the block table are prefetched one tile earlier still.
+// Scales of q8 rows go onto the scores and the weights of a tile: codes are used as they are.
 // QK, softmax and PV each run over many heads, so that the chain from scores to weights of one
 // head hides behind the others. A short tile repeats its last row with weight zero: no other row
 // is ever touched.
@@ -71,6 +72,7 @@ public:
 private:
     void attend_tile(const Tile& tile) {
         const F32Vec scale = hn::Set(F32Tag(), in_.scale);
+        if (tile.scales[0] != nullptr) load_scales(tile, kv_first_, kv_end_, scales_[0]);
         const uint32_t v_head_dim = in_.kv.format.v_head_dim;
         for (uint32_t kv_head = kv_first_; kv_head < kv_end_; ++kv_head) {
             run(functions_.qk, tile, kv_head);
@@ -97,6 +99,7 @@ private:
         work.q_head_stride = in_.q_head_stride;
         work.out = out_.out + size_t{head} * format.v_head_dim;
         work.weights = weights_[head - q_first_];
+        work.scales = scales_[kv_head - kv_first_];
         work.prefetcher = &prefetcher_;
         for (uint32_t g = 0; g < in_.q_per_kv; g += kHeadsAtOnce) {
             functions[std::min(in_.q_per_kv - g, kHeadsAtOnce) - 1](work, g);
@@ -124,6 +127,7 @@ private:
     Prefetcher prefetcher_;
     BatchState state_;
     HWY_ALIGN float weights_[kBatchHeads][kTileRows];
+    HWY_ALIGN uint32_t scales_[kBatchHeads][kTileRows];
 };
 
 void attend_part_here(const AttendInput& in, uint32_t begin, uint32_t end,

@@ -9,8 +9,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
+#include "kernels/append.hpp"
 #include "kernels/attend.hpp"
 #include "kernels/cpu/rows-inl.hpp"
 
@@ -29,6 +31,7 @@ HWY_INLINE void prefetch(const void* line) { __builtin_prefetch(line, 0, 2); }
 // Where the rows of a tile lie.
 struct Tile {
     const std::byte* pieces[kTileRows];
+    const uint16_t* scales[kTileRows];  // of q8 rows
     uint32_t count = 0;   // rows of the list; pieces beyond repeat the last
     bool is_run = false;  // consecutive slots
 };
@@ -39,7 +42,9 @@ inline Tile make_tile(const AttendInput& in, uint32_t begin, uint32_t end) {
     tile.count = std::min(end - begin, kTileRows);
     tile.is_run = in.slots.at(begin + tile.count - 1) - in.slots.at(begin) == tile.count - 1;
     for (uint32_t i = 0; i < kTileRows; ++i) {
-        tile.pieces[i] = in.kv.piece(in.slots.at(begin + std::min(i, tile.count - 1)));
+        const uint32_t slot = in.slots.at(begin + std::min(i, tile.count - 1));
+        tile.pieces[i] = in.kv.piece(slot);
+        tile.scales[i] = in.kv.scales_of(slot);
     }
     return tile;
 }
@@ -64,6 +69,8 @@ public:
         line_ = 0;
         if (tile.is_run) return;
         for (uint32_t i = 0; i < tile.count; ++i) prefetch(tile.pieces[i] + offset_);
+        if (tile.scales[0] == nullptr) return;
+        for (uint32_t i = 0; i < tile.count; ++i) prefetch(tile.scales[i]);
     }
     HWY_INLINE void step() {
         for (uint32_t lines = lines_per_step_; lines != 0 && piece_ < tile_->count; --lines) {
@@ -98,8 +105,37 @@ struct HeadWork {
     size_t q_head_stride;
     float* out;       // [q_per_kv, v_head_dim]
     float* weights;   // [q_per_kv, kTileRows] scores, then weights
+    const uint32_t* scales;  // [kTileRows] of q8 rows: load_scales()
     Prefetcher* prefetcher;
 };
+
+// The scales of a tile by head: those of K in the low half of a word, those of V in the high.
+inline void load_scales(const Tile& tile, uint32_t kv_first, uint32_t kv_end, uint32_t* to) {
+    for (uint32_t t = 0; t < kTileRows; ++t) {
+        const uint16_t* from = tile.scales[t] + 2 * size_t{kv_first};
+        for (uint32_t h = 0; h < kv_end - kv_first; ++h) {
+            std::memcpy(to + h * kTileRows + t, from + 2 * h, sizeof(uint32_t));
+        }
+    }
+}
+
+// to[g][t] = weights[g][t] x the scale of K or V of row t.
+template <RowPart kPart, uint32_t kHeads>
+HWY_INLINE void apply_scales(const uint32_t* scales, const float* weights, float* to) {
+    const F32Tag d;
+    const hn::RebindToUnsigned<F32Tag> u32;
+    for (uint32_t t = 0; t < kTileRows; t += kLanes) {
+        const auto both = hn::Load(u32, scales + t);
+        const auto bits = kPart == RowPart::k ? hn::ShiftLeft<16>(both)
+                                              : hn::And(both, hn::Set(u32, 0xffff0000U));
+        const F32Vec scale = hn::BitCast(d, bits);
+        HWY_UNROLL(4)
+        for (uint32_t g = 0; g < kHeads; ++g) {
+            const uint32_t at = g * kTileRows + t;
+            hn::Store(hn::Mul(hn::Load(d, weights + at), scale), d, to + at);
+        }
+    }
+}
 
 #if HWY_TARGET != HWY_SCALAR
 // Adds up the blocks of four such vectors (tokens 0-3, 4-7, 8-11, 12-15) and stores 16 sums.
@@ -176,14 +212,15 @@ void qk_tile(const HeadWork& work, uint32_t head_first) {
                         weights + g * kTileRows);
     }
 #endif
+    if constexpr (is_q8<T>()) apply_scales<RowPart::k, kHeads>(work.scales, weights, weights);
 }
 
 // out[g] += sum over t of weights[g][t] * v_t, kVecs vectors of channels from channel `c` on.
 template <typename T, uint32_t kHeads, uint32_t kVecs>
-HWY_INLINE void pv_columns(const HeadWork& work, uint32_t head_first, uint32_t c) {
+HWY_INLINE void pv_columns(const HeadWork& work, const float* weights, uint32_t head_first,
+                           uint32_t c) {
     const F32Tag d;
     float* out = work.out + size_t{head_first} * work.v_head_dim + c;
-    const float* weights = work.weights + head_first * kTileRows;
     F32Vec sums[kHeads][kVecs];
     HWY_UNROLL(4)
     for (uint32_t g = 0; g < kHeads; ++g) {
@@ -225,11 +262,19 @@ constexpr uint32_t pv_vecs(uint32_t heads) {
 template <typename T, uint32_t kHeads>
 void pv_tile(const HeadWork& work, uint32_t head_first) {
     constexpr uint32_t kVecs = pv_vecs(kHeads);
+    const float* weights = work.weights + head_first * kTileRows;
+    HWY_ALIGN float scaled[is_q8<T>() ? kHeads * kTileRows : 1];
+    if constexpr (is_q8<T>()) {
+        apply_scales<RowPart::v, kHeads>(work.scales, weights, scaled);
+        weights = scaled;
+    }
     uint32_t c = 0;
     for (; c + kVecs * kLanes <= work.v_head_dim; c += kVecs * kLanes) {
-        pv_columns<T, kHeads, kVecs>(work, head_first, c);
+        pv_columns<T, kHeads, kVecs>(work, weights, head_first, c);
     }
-    for (; c < work.v_head_dim; c += kLanes) pv_columns<T, kHeads, 1>(work, head_first, c);
+    for (; c < work.v_head_dim; c += kLanes) {
+        pv_columns<T, kHeads, 1>(work, weights, head_first, c);
+    }
 }
 
 using TileFunction = void (*)(const HeadWork& work, uint32_t head_first);
@@ -262,11 +307,13 @@ inline TileFunctions tile_functions(const PieceFormat& format) {
         case DType::f16: set_qk<hwy::float16_t>(functions); break;
         case DType::bf16: set_qk<hwy::bfloat16_t>(functions); break;
         case DType::f32: set_qk<float>(functions); break;
+        case DType::q8: set_qk<int8_t>(functions); break;
     }
     switch (format.v_dtype) {
         case DType::f16: set_pv<hwy::float16_t>(functions); break;
         case DType::bf16: set_pv<hwy::bfloat16_t>(functions); break;
         case DType::f32: set_pv<float>(functions); break;
+        case DType::q8: set_pv<int8_t>(functions); break;
     }
     return functions;
 }

@@ -9,6 +9,7 @@ namespace shoal::kernels::cpu {
 const char* target_name();
 
 AppendResult append(const AppendInput& in);
+AppendResult append_q8(const AppendInput& in);  // to rows of q8
 void label_encode(const LabelEncodeInput& in, std::byte* span);
 void label_scan(const LabelScanInput& in, LabelScanOutput& out);
 void page_encode(const PageEncodeInput& in, std::byte* bounds);

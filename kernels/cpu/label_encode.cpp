@@ -15,8 +15,8 @@
 #include <bit>
 #include <cstring>
 
-#include "kernels/convert.hpp"
 #include "kernels/cpu/cpu.hpp"
+#include "kernels/q8.hpp"
 #include "shoal/status.hpp"
 
 HWY_BEFORE_NAMESPACE();
@@ -45,10 +45,18 @@ struct Turned {
     HWY_ALIGN float values[kTurnedMax][kSpanSlots];
 };
 
-HWY_INLINE void widen_row(const std::byte* row, DType dtype, uint32_t head_dim, float* out) {
+HWY_INLINE void widen_row(const std::byte* row, DType dtype, float scale, uint32_t head_dim,
+                          float* out) {
     const hn::Rebind<uint16_t, DF> u16;
     const hn::Rebind<hwy::float16_t, DF> f16;
-    if (dtype == DType::f32) {
+    const hn::Rebind<int8_t, DF> i8;
+    if (dtype == DType::q8) {
+        const auto* codes = reinterpret_cast<const int8_t*>(row);
+        for (uint32_t c = 0; c < head_dim; c += kLanes) {
+            const VF wide = hn::ConvertTo(kF, hn::PromoteTo(kI, hn::LoadU(i8, codes + c)));
+            hn::Store(hn::Mul(wide, hn::Set(kF, scale)), kF, out + c);
+        }
+    } else if (dtype == DType::f32) {
         std::memcpy(out, row, head_dim * sizeof(float));
     } else if (dtype == DType::bf16) {
         const auto* bits = reinterpret_cast<const uint16_t*>(row);
@@ -74,7 +82,8 @@ void turn(const LabelEncodeInput& in, size_t channel_first, size_t channel_count
     for (uint32_t t = 0; t < kSpanSlots; ++t) {
         const bool written = ((in.written[t / 64] >> (t % 64)) & 1U) != 0;
         const uint32_t slot = in.span * kSpanSlots + (written ? t : first_written);
-        widen_row(in.kv.k_row(slot, in.kv_head), in.kv.format.k_dtype, in.format->k_head_dim, row);
+        widen_row(in.kv.k_row(slot, in.kv_head), in.kv.format.k_dtype,
+                  k_scale(in.kv, slot, in.kv_head), in.format->k_head_dim, row);
         for (size_t c = 0; c < channel_count; ++c) {
             turned.values[c][t] = row[channels[c].channel] - means[c];
         }

@@ -20,9 +20,9 @@
 #include <limits>
 #include <numbers>
 
-#include "kernels/convert.hpp"
 #include "kernels/cpu/cpu.hpp"
 #include "kernels/cpu/rows-inl.hpp"
+#include "kernels/q8.hpp"
 #include "shoal/status.hpp"
 
 HWY_BEFORE_NAMESPACE();
@@ -70,22 +70,24 @@ HWY_INLINE void store_bounds(F32Vec keys, std::byte* to) {
 // T: the keys' type. `fresh`: nothing is kept of the old bounds.
 template <typename T>
 void encode_rows(const PageEncodeInput& in, bool fresh, std::byte* bounds) {
-    using Bound =
-        std::conditional_t<sizeof(T) == sizeof(float), hwy::bfloat16_t, T>;
+    using Bound = std::conditional_t<hwy::IsSame<T, hwy::float16_t>(), T, hwy::bfloat16_t>;
     const F32Tag d;
     const uint32_t dim = in.kv.format.k_head_dim;
     std::byte* largest = bounds + dim * sizeof(uint16_t);
     const std::byte* rows[kPageSlotsMax];
+    float scales[kPageSlotsMax];
     uint32_t row_count = 0;
     for (uint64_t rest = in.slots; rest != 0; rest &= rest - 1) {
         const auto t = static_cast<uint32_t>(std::countr_zero(rest));
-        rows[row_count++] = in.kv.k_row(in.page * in.page_slots + t, in.kv_head);
+        const uint32_t slot = in.page * in.page_slots + t;
+        scales[row_count] = k_scale(in.kv, slot, in.kv_head);
+        rows[row_count++] = in.kv.k_row(slot, in.kv_head);
     }
     for (uint32_t c = 0; c < dim; c += kLanes) {
         F32Vec low = fresh ? hn::Set(d, kInfinity) : load_row<Bound>(bounds, c);
         F32Vec high = fresh ? hn::Set(d, -kInfinity) : load_row<Bound>(largest, c);
         for (uint32_t i = 0; i < row_count; ++i) {
-            const F32Vec key = load_row<T>(rows[i], c);
+            const F32Vec key = load_scaled<T>(rows[i], c, scales[i]);
             low = hn::Min(low, key);
             high = hn::Max(high, key);
         }
@@ -100,6 +102,7 @@ void encode(const PageEncodeInput& in, bool fresh, std::byte* bounds) {
         case DType::f16: return encode_rows<hwy::float16_t>(in, fresh, bounds);
         case DType::bf16: return encode_rows<hwy::bfloat16_t>(in, fresh, bounds);
         case DType::f32: return encode_rows<float>(in, fresh, bounds);
+        case DType::q8: return encode_rows<int8_t>(in, fresh, bounds);
     }
 }
 

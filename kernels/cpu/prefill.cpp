@@ -36,6 +36,7 @@ void pack_tile(const PrefillItem& item, uint32_t slot_first, const SpanMask& see
             pack_k<hwy::bfloat16_t>(kv, item.kv_head, slot_first, seen, item.k_packed);
             break;
         case DType::f32: pack_k<float>(kv, item.kv_head, slot_first, seen, item.k_packed); break;
+        case DType::q8: pack_k<int8_t>(kv, item.kv_head, slot_first, seen, item.k_packed); break;
     }
     switch (kv.format.v_dtype) {
         case DType::f16:
@@ -45,6 +46,7 @@ void pack_tile(const PrefillItem& item, uint32_t slot_first, const SpanMask& see
             pack_v<hwy::bfloat16_t>(kv, item.kv_head, slot_first, seen, item.v_packed);
             break;
         case DType::f32: pack_v<float>(kv, item.kv_head, slot_first, seen, item.v_packed); break;
+        case DType::q8: pack_v<int8_t>(kv, item.kv_head, slot_first, seen, item.v_packed); break;
     }
 }
 

@@ -13,6 +13,7 @@
 
 #include "kernels/cpu/prefill_plan.hpp"
 #include "kernels/cpu/rows-inl.hpp"
+#include "kernels/q8.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace shoal::kernels::cpu {
@@ -140,13 +141,15 @@ void pack_k(const KvView& kv, uint32_t kv_head, uint32_t slot_first, const SpanM
     const F32Tag d;
     for (uint32_t slot = 0; slot < kSlotTile; slot += 4) {
         const std::byte* rows[4];
+        float scales[4] = {};
         for (uint32_t t = 0; t < 4; ++t) {
             rows[t] = is_seen(seen, slot + t) ? kv.k_row(slot_first + slot + t, kv_head) : nullptr;
+            if (rows[t] != nullptr) scales[t] = k_scale(kv, slot_first + slot + t, kv_head);
         }
         for (uint32_t c = 0; c < kv.format.k_head_dim; c += kLanes) {
             F32Vec k[4];
             for (uint32_t t = 0; t < 4; ++t) {
-                k[t] = rows[t] != nullptr ? load_row<T>(rows[t], c) : hn::Zero(d);
+                k[t] = rows[t] != nullptr ? load_scaled<T>(rows[t], c, scales[t]) : hn::Zero(d);
             }
             store_transposed(k[0], k[1], k[2], k[3], packed + c * kPackedStride + slot);
         }
@@ -165,8 +168,9 @@ void pack_v(const KvView& kv, uint32_t kv_head, uint32_t slot_first, const SpanM
             continue;
         }
         const std::byte* row = kv.v_row(slot_first + slot, kv_head);
+        const float scale = v_scale(kv, slot_first + slot, kv_head);
         for (uint32_t c = 0; c < kv.format.v_head_dim; c += kLanes) {
-            hn::Store(load_row<T>(row, c), d, packed + c);
+            hn::Store(load_scaled<T>(row, c, scale), d, packed + c);
         }
     }
 }
@@ -179,6 +183,7 @@ inline void prefetch_rows(const KvView& kv, uint32_t kv_head, uint32_t slot_firs
         if (!is_seen(seen, slot)) continue;
         const std::byte* row = kv.k_row(slot_first + slot, kv_head);
         for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+        if (kv.scales != nullptr) __builtin_prefetch(kv.scales_of(slot_first + slot), 0, 2);
     }
 }
 

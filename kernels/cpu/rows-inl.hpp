@@ -23,16 +23,34 @@ inline constexpr size_t kLanes = hn::MaxLanes(F32Tag());
 // 32 vector registers, or the 16 of AVX2.
 inline constexpr bool kManyRegisters = HWY_TARGET <= HWY_AVX3 || HWY_TARGET == HWY_NEON;
 
-// Lanes() elements of a row from element `i` on, as f32.
+// Rows of q8 are int8_t here.
+template <typename T>
+constexpr bool is_q8() {
+    return sizeof(T) == sizeof(int8_t);
+}
+
+// Lanes() elements of a row from element `i` on, as f32; of a q8 row its codes.
 template <typename T>
 HWY_INLINE F32Vec load_row(const std::byte* row, size_t i) {
     const F32Tag d;
     if constexpr (sizeof(T) == sizeof(float)) {
         return hn::LoadU(d, reinterpret_cast<const float*>(row) + i);
+    } else if constexpr (is_q8<T>()) {
+        const hn::RebindToSigned<F32Tag> i32;
+        const hn::Rebind<int8_t, F32Tag> i8;
+        const auto codes = hn::LoadU(i8, reinterpret_cast<const int8_t*>(row) + i);
+        return hn::ConvertTo(d, hn::PromoteTo(i32, codes));
     } else {
         const hn::Rebind<T, F32Tag> narrow;
         return hn::PromoteTo(d, hn::LoadU(narrow, reinterpret_cast<const T*>(row) + i));
     }
+}
+
+// The same times the row's scale, where it has one.
+template <typename T>
+HWY_INLINE F32Vec load_scaled(const std::byte* row, size_t i, float scale) {
+    if constexpr (is_q8<T>()) return hn::Mul(load_row<T>(row, i), hn::Set(F32Tag(), scale));
+    else return load_row<T>(row, i);
 }
 
 #if HWY_TARGET != HWY_SCALAR

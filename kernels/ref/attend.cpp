@@ -3,7 +3,7 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/convert.hpp"
+#include "kernels/q8.hpp"
 #include "kernels/ref/ref.hpp"
 
 namespace shoal::kernels::ref {
@@ -12,9 +12,10 @@ namespace {
 double dot_key(const AttendInput& in, uint32_t slot, uint32_t kv_head, const float* q) {
     const PieceFormat& format = in.kv.format;
     const std::byte* row = in.kv.k_row(slot, kv_head);
+    const float scale = k_scale(in.kv, slot, kv_head);
     double sum = 0.0;
     for (uint32_t c = 0; c < format.k_head_dim; ++c) {
-        sum += static_cast<double>(q[c]) * load_element(row, format.k_dtype, c);
+        sum += static_cast<double>(q[c]) * load_element(row, format.k_dtype, c, scale);
     }
     return sum;
 }
@@ -40,9 +41,10 @@ void attend_part(const AttendInput& in, uint32_t begin, uint32_t end, const Atte
         for (uint32_t i = begin; i < end; ++i) {
             const double weight = std::exp(scores[i - begin] - double{max_kept});
             const std::byte* row = in.kv.v_row(in.slots.at(i), kv_head);
+            const float scale = v_scale(in.kv, in.slots.at(i), kv_head);
             weight_sum += weight;
             for (uint32_t c = 0; c < format.v_head_dim; ++c) {
-                sums[c] += weight * load_element(row, format.v_dtype, c);
+                sums[c] += weight * load_element(row, format.v_dtype, c, scale);
             }
         }
         out.max[head] = max_kept;

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/convert.hpp"
+#include "kernels/q8.hpp"
 #include "kernels/ref/ref.hpp"
 
 namespace shoal::kernels::ref {
@@ -16,9 +16,11 @@ bool is_written(const LabelEncodeInput& in, uint32_t slot_in_span) {
 
 // The centred key of channel `c`: rounded to f32, so that every backend ranges the same values.
 float centred(const LabelEncodeInput& in, uint32_t slot_in_span, size_t c) {
-    const std::byte* row = in.kv.k_row(in.span * kSpanSlots + slot_in_span, in.kv_head);
+    const uint32_t slot = in.span * kSpanSlots + slot_in_span;
+    const std::byte* row = in.kv.k_row(slot, in.kv_head);
     const uint16_t channel = in.format->channels[c].channel;
-    return load_element(row, in.kv.format.k_dtype, channel) - in.format->mean[c];
+    const float scale = k_scale(in.kv, slot, in.kv_head);
+    return load_element(row, in.kv.format.k_dtype, channel, scale) - in.format->mean[c];
 }
 
 std::byte* centers_of(const LabelFormat& format, std::byte* span) {

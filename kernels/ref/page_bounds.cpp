@@ -6,7 +6,7 @@
 #include <limits>
 #include <numbers>
 
-#include "kernels/convert.hpp"
+#include "kernels/q8.hpp"
 #include "kernels/ref/ref.hpp"
 #include "shoal/status.hpp"
 
@@ -74,8 +74,9 @@ void page_extend(const PageEncodeInput& in, std::byte* bounds) {
         float high = load_element(bounds, dtype, format.k_head_dim + c);
         for (uint32_t t = 0; t < in.page_slots; ++t) {
             if (((in.slots >> t) & 1U) == 0) continue;
-            const std::byte* row = in.kv.k_row(in.page * in.page_slots + t, in.kv_head);
-            const float key = load_element(row, format.k_dtype, c);
+            const uint32_t slot = in.page * in.page_slots + t;
+            const float key = load_element(in.kv.k_row(slot, in.kv_head), format.k_dtype, c,
+                                           k_scale(in.kv, slot, in.kv_head));
             low = std::min(low, key);
             high = std::max(high, key);
         }

@@ -5,7 +5,7 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/convert.hpp"
+#include "kernels/q8.hpp"
 #include "kernels/ref/ref.hpp"
 #include "shoal/status.hpp"
 
@@ -47,19 +47,22 @@ void attend_query_head(const PrefillInput& in, const std::vector<uint32_t>& slot
     const float* q = in.q + query * in.q_stride + head * in.q_head_stride;
     for (const uint32_t slot : slots) {
         const std::byte* k = in.kv.k_row(slot, kv_head);
+        const float k_factor = k_scale(in.kv, slot, kv_head);
         double dot = 0.0;
         for (uint32_t c = 0; c < format.k_head_dim; ++c) {
-            dot += static_cast<double>(q[c]) * load_element(k, format.k_dtype, c);
+            dot += static_cast<double>(q[c]) * load_element(k, format.k_dtype, c, k_factor);
         }
         const double score = double{in.scale} * dot;
         const double max = std::max(*state.max, score);
         const double factor = std::exp(*state.max - max);
         const double weight = std::exp(score - max);
         const std::byte* v = in.kv.v_row(slot, kv_head);
+        const float v_factor = v_scale(in.kv, slot, kv_head);
         *state.max = max;
         *state.sum = *state.sum * factor + weight;
         for (uint32_t c = 0; c < format.v_head_dim; ++c) {
-            state.out[c] = state.out[c] * factor + weight * load_element(v, format.v_dtype, c);
+            state.out[c] = state.out[c] * factor +
+                           weight * load_element(v, format.v_dtype, c, v_factor);
         }
     }
 }

@@ -94,11 +94,21 @@ nlohmann::ordered_json eval_json(const EvalFlags& flags, const Prepared& prepare
     return json;
 }
 
+// "labels-q8" is labels over rows kept as q8.
+constexpr std::string_view kQ8Suffix = "-q8";
+
+std::string without_suffix(const std::string& name) {
+    return name.ends_with(kQ8Suffix) ? name.substr(0, name.size() - kQ8Suffix.size()) : name;
+}
+
 // FLAG is the one that named it: --policy or --reference.
-Result<Policy> named_policy(const EvalFlags& flags, const char* flag, const std::string& name,
+Result<Policy> named_policy(const EvalFlags& flags, const char* flag, const std::string& given,
                             Config config) {
     config.stats.recall_every = static_cast<uint32_t>(flags.recall_every);
-    Policy policy{.name = name, .engine = EngineKind::shoal, .config = config};
+    std::string name = without_suffix(given);
+    if (name != given) config.host.rows = HostRows::q8;
+    if (name != given && name.starts_with("stock")) name = given;  // stock has no such rows
+    Policy policy{.name = given, .engine = EngineKind::shoal, .config = config};
     if (name == "stock") {
         policy.engine = EngineKind::stock;
     } else if (name == "stock-noflash") {
@@ -118,14 +128,15 @@ Result<Policy> named_policy(const EvalFlags& flags, const char* flag, const std:
         policy.config.selector.kind = SelectorKind::recent;
     } else {
         return input_error(fmt::format("{} {}: must be labels, page_bounds, hybrid, tidal, dense, "
-                                       "recent, stock or stock-noflash",
-                                       flag, name));
+                                       "recent, each with -q8 or without, stock or stock-noflash",
+                                       flag, given));
     }
     return policy;
 }
 
 // Policies that select a number of rows: one entry for each of --rows.
-bool takes_rows(const std::string& name) {
+bool takes_rows(const std::string& given) {
+    const std::string name = without_suffix(given);
     return name == "labels" || name == "page_bounds" || name == "hybrid" || name == "tidal";
 }
 
@@ -244,7 +255,8 @@ void add_eval(CLI::App& app, Action& action) {
         ->capture_default_str();
     command->add_option("--policy", flags->policies,
                         "what to compare: labels, page_bounds, hybrid, tidal (labels that layers "
-                        "share, as sharing.anchors says), dense, recent, stock, stock-noflash")
+                        "share, as sharing.anchors says), dense, recent, stock, stock-noflash; "
+                        "all but the last two also with -q8 behind: over rows kept as q8")
         ->delimiter(',')->capture_default_str();
     command->add_option("--reference", flags->reference, "what to compare with")
         ->capture_default_str();

@@ -18,12 +18,13 @@ namespace {
 
 using offload::bytes_text;
 
-std::string plan_text(const ModelFile& model, const MemoryPlan& plan, uint32_t tokens) {
+std::string plan_text(const ModelFile& model, const RowFormat& stored, const MemoryPlan& plan,
+                      uint32_t tokens) {
     const uint64_t rows_bytes = plan.disk_bytes != 0 ? plan.disk_bytes : plan.kv_bytes;
     Table table({"RAM", "bytes", ""});
     table.add({"model weights (mapped file)", bytes_text(model.file_bytes), ""});
     table.add({"K and V rows", bytes_text(plan.kv_bytes),
-               fmt::format("{} B a token", grouped(model.kv_bytes_per_token()))});
+               fmt::format("{} B a token", grouped(model.kv_bytes_per_token(stored)))});
     table.add({"labels, page bounds", bytes_text(plan.label_bytes),
                fmt::format("{:.1f} % of the rows", 100.0 * static_cast<double>(plan.label_bytes) /
                                                        static_cast<double>(rows_bytes))});
@@ -31,9 +32,10 @@ std::string plan_text(const ModelFile& model, const MemoryPlan& plan, uint32_t t
     table.add({"workspace", bytes_text(plan.workspace_bytes), ""});
     table.add({"total", bytes_text(plan.total_bytes + model.file_bytes),
                fmt::format("of {}", offload::read_memory_limits().available_text())});
-    std::string text = fmt::format("{}: {} tokens ({} trained), {} and {}\n\n{}", model.name,
+    std::string text = fmt::format("{}: {} tokens ({} trained), {} and {}{}\n\n{}", model.name,
                                    grouped(tokens), grouped(model.context_trained),
                                    dtype_name(model.shape.rows.k), dtype_name(model.shape.rows.v),
+                                   stored == model.shape.rows ? "" : ", kept as q8",
                                    table.text());
     if (plan.disk_bytes != 0) {
         text += fmt::format("On disk: {} of {}, every row; of RAM, {} would do\n",
@@ -77,8 +79,9 @@ int plan_command(const CommonFlags& flags) {
                                                 prepared->engine.micro_batch);
     if (!plan) return report_error(plan.status());
     const Status fits = check_memory(*plan, model, tokens);
+    const RowFormat stored = stored_rows(prepared->config.config, model.shape.rows);
     SHOAL_TOOL_TRY(print_result(flags, plan_json(*prepared, *plan, tokens, fits.is_ok()),
-                                plan_text(model, *plan, tokens)));
+                                plan_text(model, stored, *plan, tokens)));
     return fits.is_ok() ? kExitOk : report_error(fits);
 }
 

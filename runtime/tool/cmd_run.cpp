@@ -190,6 +190,7 @@ std::string summary_text(const Prepared& prepared, const Outcome& out) {
     const Stats& stats = out.stats;
     const Generation& generation = out.generation;
     const ModelFile& model = prepared.engine.model;
+    const RowFormat stored = stored_rows(prepared.config.config, model.shape.rows);
     Table table({"", "", ""});
     if (out.kv.loaded_tokens > 0) {
         table.add({"loaded", fmt::format("{} tokens", grouped(out.kv.loaded_tokens)),
@@ -210,8 +211,8 @@ std::string summary_text(const Prepared& prepared, const Outcome& out) {
         table.add({"read per token",
                    bytes_text(static_cast<uint64_t>(generation.cost.kv_bytes +
                                                     generation.cost.label_bytes)),
-                   fmt::format("of {}",
-                               bytes_text(stats.slots_used * model.kv_bytes_per_token()))});
+                   fmt::format("of {}", bytes_text(stats.slots_used *
+                                                   model.kv_bytes_per_token(stored)))});
     }
     table.add({"memory", fmt::format("KV {}", bytes_text(stats.host_kv_bytes)),
                fmt::format("labels {}, process {}", bytes_text(stats.label_bytes),

@@ -47,7 +47,7 @@ Status Evaluation::run(const std::string& text, const std::vector<Policy>& polic
 }
 
 Status Evaluation::load_tokens(const std::string& text) {
-    SHOAL_TRY(open(EngineKind::shoal));
+    SHOAL_TRY(open(EngineKind::shoal, engine_options_.config.host.rows));
     std::vector<llama_token> all = engine_->tokenize(text, false);
     const size_t begin = options_.offset;
     const size_t count = options_.tokens;
@@ -67,10 +67,12 @@ Status Evaluation::load_tokens(const std::string& text) {
                     options_.positions, bytes_text(bytes), bytes_text(available)));
 }
 
-Status Evaluation::open(EngineKind kind) {
-    if (engine_ && engine_->kind() == kind) return Status::ok();
+Status Evaluation::open(EngineKind kind, HostRows rows) {
+    const bool same_rows = kind != EngineKind::shoal || engine_options_.config.host.rows == rows;
+    if (engine_ && engine_->kind() == kind && same_rows) return Status::ok();
     engine_.reset();
     prefix_read_ = false;
+    engine_options_.config.host.rows = rows;
     Result<std::unique_ptr<Engine>> loaded = Engine::load(kind, engine_options_);
     if (!loaded) return loaded.status();
     engine_ = std::move(*loaded);
@@ -78,7 +80,7 @@ Status Evaluation::open(EngineKind kind) {
 }
 
 Status Evaluation::read_prefix(const Policy& policy) {
-    SHOAL_TRY(open(policy.engine));
+    SHOAL_TRY(open(policy.engine, policy.config.host.rows));
     if (!prefix_read_) {
         SHOAL_TRY(engine_->make_context(padded_context(tokens_.size())));
         PrefillTiming timing;

@@ -81,8 +81,8 @@ private:
     llama_token target(size_t position) const { return tokens_[first() + position + 1]; }
 
     Status load_tokens(const std::string& text);
-    // Makes `engine_` one of this kind; keeps the one there is.
-    Status open(EngineKind kind);
+    // Makes `engine_` one of this kind that keeps its rows so; keeps the one there is.
+    Status open(EngineKind kind, HostRows rows);
     Status read_prefix(const Policy& policy);
     Result<std::vector<double>> decode_all(const Policy& policy, const Visit& visit);
     Status measure_reference(const Policy& policy);

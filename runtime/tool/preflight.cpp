@@ -34,6 +34,7 @@ ggml_type to_ggml(DType dtype) {
         case DType::f16: return GGML_TYPE_F16;
         case DType::bf16: return GGML_TYPE_BF16;
         case DType::f32: return GGML_TYPE_F32;
+        case DType::q8: break;  // no cache type of the engine: host.rows
     }
     return GGML_TYPE_F16;
 }

@@ -87,6 +87,17 @@ TEST_P(Architectures, DenseIsStocksExactAttention) {
     }
 }
 
+// What rows of 8 bits add.
+TEST_P(Architectures, DenseQ8IsNearExactAttention) {
+    const Logits exact = run(make(Engine::stock, false));
+    ASSERT_EQ(plugin().configure("[selector]\nkind = \"dense\"\n[host]\nrows = \"q8\"\n"),
+              nullptr);
+    const double q8 = kl_mean(exact, run(make(Engine::shoal)));
+    printf("KL from exact attention: Shoal dense over q8 rows %.2g\n", q8);
+    EXPECT_GT(q8, 1e-9) << "rows are not q8";
+    EXPECT_LE(q8, 3e-3);
+}
+
 // Keys of random weights are far from each other in every head, and a layer's heads share a list: a
 // quarter of the rows is little here. That many recent rows are further off all the same.
 TEST_P(Architectures, SelectedRowsAreNearerThanRecentOnes) {

@@ -1,4 +1,5 @@
 // append and the dtype conversions: every backend against ref, bit for bit.
+#include <algorithm>
 #include <array>
 
 #include "tests/kernels/support.hpp"
@@ -7,7 +8,7 @@ namespace shoal::kernels::test {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr DType kDTypes[] = {DType::f16, DType::bf16, DType::f32};
+constexpr DType kDTypes[] = {DType::f16, DType::bf16, DType::f32, DType::q8};
 
 // Numbers at which a conversion goes wrong first.
 std::vector<float> awkward_numbers() {
@@ -95,10 +96,21 @@ struct Source {
             for (uint32_t h = 0; h < tensor.heads; ++h) {
                 std::byte* row =
                     bytes.data() + i * tensor.n_stride_bytes + h * tensor.head_stride_bytes;
-                for (uint32_t d = 0; d < head_dim; ++d) {
-                    store_element(row, dtype, d, numbers[next++ % numbers.size()]);
-                }
+                std::vector<float> values(head_dim);
+                for (float& value : values) value = numbers[next++ % numbers.size()];
+                set_row(row, values);
             }
+        }
+    }
+    // A row of q8 is followed by its scale.
+    void set_row(std::byte* row, const std::vector<float>& values) const {
+        if (tensor.dtype == DType::q8) {
+            const uint16_t scale = q8_store_row(values.data(), tensor.head_dim, row);
+            std::memcpy(row + tensor.head_dim, &scale, sizeof(scale));
+            return;
+        }
+        for (uint32_t d = 0; d < tensor.head_dim; ++d) {
+            store_element(row, tensor.dtype, d, values[d]);
         }
     }
     std::vector<std::byte> bytes;
@@ -109,6 +121,10 @@ void expect_same_rows(const TestRows& rows, const TestRows& expected) {
     for (uint32_t slot = 0; slot < rows.slot_count(); ++slot) {
         ASSERT_EQ(0, std::memcmp(rows.view().piece(slot), expected.view().piece(slot),
                                  rows.view().format.piece_stride_bytes))
+            << "slot " << slot;
+        if (rows.view().scales == nullptr) continue;
+        ASSERT_EQ(0, std::memcmp(rows.view().scales_of(slot), expected.view().scales_of(slot),
+                                 rows.view().format.scale_bytes()))
             << "slot " << slot;
     }
 }
@@ -151,9 +167,12 @@ TEST_P(AppendTest, FindsEveryNonFiniteNumber) {
             for (const float number : bad) {
                 for (const uint32_t at : {0U, 31U, 63U}) {
                     std::byte* row = source.bytes.data() + 2 * source.tensor.n_stride_bytes;
-                    store_element(row, from, at, number);
+                    std::vector<float> values(64, 1.0F);
+                    values[at] = number;
+                    source.set_row(row, values);
                     EXPECT_FALSE(backend_.append(in).finite) << number << " at " << at;
-                    store_element(row, from, at, 1.0F);
+                    values[at] = 1.0F;
+                    source.set_row(row, values);
                 }
             }
         }
@@ -168,6 +187,64 @@ TEST_P(AppendTest, OverflowOfTheStoredTypeIsNotFinite) {
         backend_.append({rows.view(), RowPart::k, source.tensor, 0, c.slots.data()}).finite);
     EXPECT_TRUE(
         backend_.append({rows.view(), RowPart::v, source.tensor, 0, c.slots.data()}).finite);
+}
+
+// The definition in the test's own words, over rows of every magnitude that f32 has.
+TEST_P(AppendTest, Q8IsOffByHalfAStepAtMost) {
+    const AppendCase c{.kv_heads = 2, .k_head_dim = 96, .v_head_dim = 96, .slots = {0, 1, 2}};
+    for (int exponent = -90; exponent <= 120; exponent += 7) {
+        const std::vector<float> numbers = random_normal(
+            96 * 9, static_cast<uint32_t>(exponent + 100), std::ldexp(1.0F, exponent));
+        const Source source(c, 96, DType::f32, numbers);
+        TestRows rows(make_piece_format(2, 96, 96, DType::q8, DType::q8), 3);
+        ASSERT_TRUE(
+            backend_.append({rows.view(), RowPart::k, source.tensor, 1, c.slots.data()}).finite);
+        for (uint32_t row = 0; row < 6; ++row) {
+            const float* want = numbers.data() + (row / 2 * 3 + 1 + row % 2) * 96;
+            const float largest = std::abs(*std::max_element(
+                want, want + 96, [](float a, float b) { return std::abs(a) < std::abs(b); }));
+            for (uint32_t i = 0; i < 96; ++i) {
+                const float got = rows.k_at(row / 2, row % 2, i);
+                // The scale is off by 1/256 at most.
+                ASSERT_LE(std::abs(got - want[i]), largest / 127.0F * 0.5F * (1.0F + 0x1.1p-8F))
+                    << "2^" << exponent << ", row " << row << ", number " << i;
+            }
+        }
+    }
+}
+
+// A row that was read back as f16 or f32 and stored again is the same row.
+TEST_P(AppendTest, Q8RowsReadBackAndStoredAgainAreTheSame) {
+    const AppendCase c{.slots = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}};
+    TestRows rows(make_piece_format(1, 64, 64, DType::q8, DType::q8), 16);
+    TestRows again(make_piece_format(1, 64, 64, DType::q8, DType::q8), 16);
+    for (uint32_t seed = 0; seed < 200; ++seed) {
+        rows.fill_all(seed);
+        for (const DType dtype : {DType::f16, DType::f32}) {
+            Source source(c, 64, dtype, {0.0F});
+            for (uint32_t slot = 0; slot < 16; ++slot) {
+                std::vector<float> values(64);
+                for (uint32_t i = 0; i < 64; ++i) values[i] = rows.k_at(slot, 0, i);
+                source.set_row(source.bytes.data() + slot * source.tensor.n_stride_bytes, values);
+                again.set_v(slot, 0, std::vector<float>(64, 0.0F));
+                rows.set_v(slot, 0, std::vector<float>(64, 0.0F));
+            }
+            ASSERT_TRUE(backend_.append({again.view(), RowPart::k, source.tensor, 0,
+                                         c.slots.data()}).finite);
+            expect_same_rows(again, rows);
+        }
+    }
+}
+
+TEST_P(AppendTest, Q8RowsOfNothingAreZeros) {
+    const AppendCase c{.slots = {0}};
+    for (const float number : {0.0F, -0.0F, 0x1.0p-149F, -0x1.0p-126F, 0x1.0p-101F}) {
+        TestRows rows(make_piece_format(1, 64, 64, DType::q8, DType::q8), 1);
+        const Source source(c, 64, DType::f32, {number});
+        EXPECT_TRUE(
+            backend_.append({rows.view(), RowPart::k, source.tensor, 0, c.slots.data()}).finite);
+        for (uint32_t i = 0; i < 64; ++i) EXPECT_EQ(rows.k_at(0, 0, i), 0.0F);
+    }
 }
 
 TEST(SupportTest, RefusesWithFieldValueAndWhatIsAllowed) {

@@ -127,6 +127,7 @@ std::vector<AttendCase> length_cases() {
         cases.push_back({.count = count});
         cases.push_back({.count = count, .kv_heads = 1, .q_per_kv = 4, .k_dim = 128,
                          .v_dim = 128, .k = DType::bf16, .v = DType::bf16, .list = List::run});
+        cases.push_back({.count = count, .k = DType::q8, .v = DType::q8});
     }
     return cases;
 }
@@ -141,11 +142,18 @@ std::vector<AttendCase> shape_cases() {
     }
     cases.push_back({.count = 35, .k_dim = 192, .v_dim = 128, .note = "K and V differ"});
     cases.push_back({.count = 35, .k_dim = 48, .v_dim = 112, .note = "K and V differ"});
-    for (DType k : {DType::f16, DType::bf16, DType::f32}) {
-        for (DType v : {DType::f16, DType::bf16, DType::f32}) {
+    for (DType k : {DType::f16, DType::bf16, DType::f32, DType::q8}) {
+        for (DType v : {DType::f16, DType::bf16, DType::f32, DType::q8}) {
             cases.push_back({.count = 50, .k = k, .v = v});
         }
     }
+    for (uint32_t dim = 32; dim <= 256; dim += 16) {
+        cases.push_back({.count = 35, .kv_heads = 3, .q_per_kv = dim / 16 % 7 + 1, .k_dim = dim,
+                         .v_dim = 288 - dim, .k = DType::q8, .v = DType::q8});
+    }
+    // 64 query heads go through a tile together, 4 at a time.
+    cases.push_back({.count = 150, .kv_heads = 9, .q_per_kv = 16, .k = DType::q8, .v = DType::q8,
+                     .list = List::run});
     for (uint32_t log2 = 0; log2 <= 5; ++log2) {
         cases.push_back({.count = 70, .block_log2 = log2});
         cases.push_back({.count = 70, .block_log2 = log2, .list = List::run});

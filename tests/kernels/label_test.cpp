@@ -34,6 +34,12 @@ const LabelCase kCases[] = {
     {.note = "16 bits, closed", .dtype = DType::f32, .kind = LabelKind::sixteen, .open = false},
     {.note = "2, 4 and 8 bits", .kv_heads = 2, .q_per_kv = 2, .dtype = DType::f32,
      .kind = LabelKind::ragged},
+    {.note = "q8", .slots = 400, .kv_heads = 3, .q_per_kv = 3, .dtype = DType::q8,
+     .mask = MaskKind::safety_set},
+    {.note = "q8, head_dim 80, closed", .q_per_kv = 2, .head_dim = 80, .dtype = DType::q8,
+     .open = false},
+    {.note = "q8, 16 bits", .head_dim = 128, .dtype = DType::q8, .kind = LabelKind::sixteen,
+     .open = false},
     {.note = "random masks", .slots = 513, .kv_heads = 3, .q_per_kv = 3, .dtype = DType::bf16,
      .mask = MaskKind::random},
     {.note = "hidden spans", .slots = 900, .kv_heads = 3, .q_per_kv = 3,
@@ -133,8 +139,9 @@ TEST_P(LabelTest, EncodeRowFitsOrRefuses) {
         EXPECT_EQ(0, std::memcmp(before.data(), labels.span(0, 0), format.span_bytes));
 
         // Slot 0 takes the key of the last slot, then a key that nothing can hold.
-        std::memmove(in.kv.k_row(0, 0), in.kv.k_row(last_slot, 0),
-                     c.head_dim * element_bytes(c.dtype));
+        std::vector<float> key(c.head_dim);
+        for (uint32_t i = 0; i < c.head_dim; ++i) key[i] = labels.rows().k_at(last_slot, 0, i);
+        labels.rows().set_k(0, 0, key);
         ASSERT_TRUE(backend_.label_encode_row(in, 0, labels.span(0, 0)));
         std::vector<float> first(format.channels.size());
         std::vector<float> last(format.channels.size());
@@ -142,7 +149,8 @@ TEST_P(LabelTest, EncodeRowFitsOrRefuses) {
         label_decode(format, labels.span(0, 0), last_slot, last.data());
         EXPECT_EQ(first, last);
         if (format.is_f16()) continue;
-        store_element(in.kv.k_row(0, 0), c.dtype, format.channels.back().channel, 1000.0F);
+        key[format.channels.back().channel] = 1000.0F;
+        labels.rows().set_k(0, 0, key);
         EXPECT_FALSE(backend_.label_encode_row(in, 0, labels.span(0, 0)));
         label_decode(format, labels.span(0, 0), 0, first.data());
         EXPECT_EQ(first, last);

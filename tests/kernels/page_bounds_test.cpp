@@ -27,6 +27,8 @@ const PageCase kCases[] = {
     {.note = "head_dim 48", .q_per_kv = 2, .head_dim = 48, .dtype = DType::f32,
      .mask = MaskKind::random_pages},
     {.note = "head_dim 256", .q_per_kv = 2, .head_dim = 256, .dtype = DType::bf16},
+    {.note = "q8", .slots = 300, .kv_heads = 3, .q_per_kv = 3, .dtype = DType::q8,
+     .mask = MaskKind::safety_set},
     {.note = "random masks", .slots = 513, .kv_heads = 3, .q_per_kv = 3,
      .mask = MaskKind::random_pages},
     {.note = "hidden spans", .slots = 520, .kv_heads = 3, .q_per_kv = 3,
@@ -45,7 +47,8 @@ TEST_P(PageBoundsTest, EncodeHoldsEveryKeyTightly) {
         SCOPED_TRACE(c.note);
         TestPages pages(c, backend_);
         ASSERT_TRUE(pages.intact());
-        const float slack = c.dtype == DType::f32 ? 0x1.0p-7F : 0.0F;
+        const bool is_rounded = c.dtype == DType::f32 || c.dtype == DType::q8;
+        const float slack = is_rounded ? 0x1.0p-7F : 0.0F;
         for (uint32_t slot = 0; slot < c.slots; ++slot) {
             const uint32_t page = slot / c.page_slots;
             for (uint32_t i = 0; i < c.kv_heads * c.head_dim; ++i) {
@@ -238,7 +241,7 @@ TEST_P(PageBoundsTest, ScanAgreesWithRef) {
 
 TEST_P(PageBoundsTest, EveryHeadDimAndDType) {
     for (uint32_t head_dim = 32; head_dim <= 256; head_dim += 16) {
-        for (const DType dtype : {DType::f16, DType::bf16, DType::f32}) {
+        for (const DType dtype : {DType::f16, DType::bf16, DType::f32, DType::q8}) {
             SCOPED_TRACE(std::to_string(head_dim) + " " + dtype_name(dtype));
             const PageCase c{.slots = 37, .kv_heads = 2, .q_per_kv = 3, .head_dim = head_dim,
                              .dtype = dtype};
@@ -306,6 +309,7 @@ TEST(PageFormatTest, UnsupportedPagesAreNamed) {
     }
     EXPECT_EQ(page_bound_bytes(64), 256U);
     EXPECT_EQ(page_bound_dtype(DType::f32), DType::bf16);
+    EXPECT_EQ(page_bound_dtype(DType::q8), DType::bf16);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, PageBoundsTest, ::testing::ValuesIn(all_backends()),

@@ -182,8 +182,10 @@ std::vector<PrefillCase> cases() {
     }
     cases.push_back({.queries = 20, .past = 90, .k_dim = 192, .v_dim = 128});
     cases.push_back({.queries = 20, .past = 90, .k_dim = 48, .v_dim = 112});
-    for (DType k : {DType::f16, DType::bf16, DType::f32}) {
-        for (DType v : {DType::f16, DType::bf16, DType::f32}) {
+    cases.push_back({.queries = 20, .past = 150, .kv_heads = 3, .k_dim = 80, .v_dim = 176,
+                     .k = DType::q8, .v = DType::q8});
+    for (DType k : {DType::f16, DType::bf16, DType::f32, DType::q8}) {
+        for (DType v : {DType::f16, DType::bf16, DType::f32, DType::q8}) {
             cases.push_back({.queries = 20, .past = 90, .k = k, .v = v});
         }
     }
@@ -266,6 +268,9 @@ struct PassRows {
         for (uint32_t slot = pass.begin; slot < end; ++slot) {
             std::memcpy(rows.view().piece(slot), from.piece(slot),
                         from.format.piece_stride_bytes);
+            if (from.scales == nullptr) continue;
+            std::memcpy(rows.view().scales_of(slot), from.scales_of(slot),
+                        from.format.scale_bytes());
         }
         const uint32_t block_tokens = 1U << from.block_tokens_log2;
         for (uint32_t slot = 0, b = 0; slot < all.slot_count(); slot += block_tokens, ++b) {
@@ -273,7 +278,7 @@ struct PassRows {
             const bool kept = touched || elsewhere == Elsewhere::nan_rows;
             blocks.push_back(kept ? rows.view().blocks[b] : nullptr);
         }
-        view = KvView{from.format, blocks.data(), from.block_tokens_log2};
+        view = KvView{from.format, blocks.data(), from.block_tokens_log2, rows.view().scales};
     }
     TestRows rows;
     std::vector<std::byte*> blocks;
@@ -325,7 +330,7 @@ std::vector<PrefillCase> pass_cases() {
     for (uint32_t q_per_kv : {1, 2, 5, 16}) {
         cases.push_back({.queries = 20, .past = 300, .kv_heads = 1, .q_per_kv = q_per_kv});
     }
-    for (DType dtype : {DType::f16, DType::bf16, DType::f32}) {
+    for (DType dtype : {DType::f16, DType::bf16, DType::f32, DType::q8}) {
         cases.push_back({.queries = 20, .past = 300, .k_dim = 48, .v_dim = 112, .k = dtype,
                          .v = dtype});
     }

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "kernels/backend.hpp"
-#include "kernels/convert.hpp"
+#include "kernels/q8.hpp"
 
 namespace shoal::kernels::test {
 
@@ -87,7 +87,9 @@ public:
             std::memset(base, 0xff, block_bytes);
             blocks_.push_back(static_cast<std::byte*>(base));
         }
-        view_ = KvView{format, blocks_.data(), block_tokens_log2};
+        scales_.assign(size_t{slot_count} * format.scale_bytes() / sizeof(uint16_t), 0xffff);
+        view_ = KvView{format, blocks_.data(), block_tokens_log2,
+                       format.has_scales() ? scales_.data() : nullptr};
     }
     const KvView& view() const { return view_; }
     uint32_t slot_count() const { return slot_count_; }
@@ -100,28 +102,48 @@ public:
                 // A row depends on its slot alone, so that slots can be filled in any order.
                 std::minstd_rand random(seed * 7919U + slot * 131U + h * 17U + 1U);
                 std::normal_distribution<float> normal;
+                std::vector<float> row(f.k_head_dim);
                 for (uint32_t c = 0; c < f.k_head_dim; ++c) {
                     const float mean = 0.5F * std::sin(static_cast<float>(c * 3U + h));
                     const float spread = 0.25F + static_cast<float>((c * 29U + h) % 16U) / 8.0F;
-                    store_element(view_.k_row(slot, h), f.k_dtype, c,
-                                  mean + spread * normal(random));
+                    row[c] = mean + spread * normal(random);
                 }
-                for (uint32_t c = 0; c < f.v_head_dim; ++c) {
-                    store_element(view_.v_row(slot, h), f.v_dtype, c, normal(random));
-                }
+                set_k(slot, h, row);
+                row.resize(f.v_head_dim);
+                for (float& value : row) value = normal(random);
+                set_v(slot, h, row);
             }
         }
     }
+    void set_k(uint32_t slot, uint32_t head, const std::vector<float>& row) {
+        set(view_.k_row(slot, head), view_.format.k_dtype, row, slot, 2 * head);
+    }
+    void set_v(uint32_t slot, uint32_t head, const std::vector<float>& row) {
+        set(view_.v_row(slot, head), view_.format.v_dtype, row, slot, 2 * head + 1);
+    }
     void fill_all(uint32_t seed) { fill(0, slot_count_, seed); }
     float k_at(uint32_t slot, uint32_t head, uint32_t channel) const {
-        return load_element(view_.k_row(slot, head), view_.format.k_dtype, channel);
+        return load_element(view_.k_row(slot, head), view_.format.k_dtype, channel,
+                            k_scale(view_, slot, head));
     }
     float v_at(uint32_t slot, uint32_t head, uint32_t channel) const {
-        return load_element(view_.v_row(slot, head), view_.format.v_dtype, channel);
+        return load_element(view_.v_row(slot, head), view_.format.v_dtype, channel,
+                            v_scale(view_, slot, head));
     }
 
 private:
+    void set(std::byte* to, DType dtype, const std::vector<float>& row, uint32_t slot,
+             uint32_t scale) {
+        if (dtype == DType::q8) {
+            view_.scales_of(slot)[scale] =
+                q8_store_row(row.data(), static_cast<uint32_t>(row.size()), to);
+            return;
+        }
+        for (size_t c = 0; c < row.size(); ++c) store_element(to, dtype, c, row[c]);
+    }
+
     uint32_t slot_count_ = 0;
+    std::vector<uint16_t> scales_;
     std::vector<std::unique_ptr<std::byte[]>> storage_;
     std::vector<std::byte*> blocks_;
     KvView view_;

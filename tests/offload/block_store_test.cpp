@@ -41,6 +41,8 @@ INSTANTIATE_TEST_SUITE_P(
         LayoutCase{format_of(DType::f16, 1, 32, 32), 128, 0, 32, 4096, "smallest"},
         LayoutCase{format_of(DType::f16, 5, 80, 80), 1664, 64, 32, 53248, "odd"},
         LayoutCase{format_of(DType::f16, 1, 192, 128), 640, 0, 32, 20480, "k_longer_than_v"},
+        LayoutCase{format_of(DType::q8, 8, 128, 128), 2048, 0, 2, 4096, "llama_8b_q8"},
+        LayoutCase{format_of(DType::q8, 3, 64, 64), 384, 0, 32, 12288, "smollm2_135m_q8"},
         LayoutCase{format_of(DType::f32, 128, 256, 256), 262144, 0, 1, 262144, "largest"}),
     [](const auto& p) { return std::string(p.param.name); });
 

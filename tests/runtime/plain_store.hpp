@@ -7,16 +7,16 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels/convert.hpp"
-#include "shoal/config.hpp"
-#include "shoal/types.hpp"
+#include "tests/runtime/session_model.hpp"
 
 namespace shoal::testing {
 
 class PlainStore {
 public:
-    PlainStore(const ModelShape& shape, uint32_t slots)
+    // `kept`: how rows are stored.
+    PlainStore(const ModelShape& shape, uint32_t slots, DType kept)
         : shape_(&shape),
+          kept_(kept),
           slots_(slots),
           stamps_(slots),
           rows_(2 * shape.layers.size(),
@@ -30,12 +30,12 @@ public:
         while (end > 0 && stamps_[end - 1] == 0) --end;
         return end;
     }
-    // As the session keeps it: rounded to f16.
+    // As the session keeps it.
     void write(uint32_t layer, bool k, uint32_t slot, const float* row) {
         float* to = at(layer, k, slot);
-        for (uint32_t c = 0; c < row_floats(); ++c) {
-            to[c] = kernels::f16_to_f32(kernels::f32_to_f16(row[c]));
-        }
+        const uint32_t dim = shape_->layers[0].k_head_dim;
+        std::copy_n(row, row_floats(), to);
+        for (uint32_t c = 0; c < row_floats(); c += dim) keep_row(to + c, dim, kept_);
     }
     void truncate(uint32_t slot_count) {
         std::fill(stamps_.begin() + std::min(slot_count, slots_), stamps_.end(), 0);
@@ -109,6 +109,7 @@ private:
     }
 
     const ModelShape* shape_;
+    DType kept_;
     uint32_t slots_;
     std::vector<uint64_t> stamps_;  // 0: never written
     std::vector<std::vector<float>> rows_;  // [2 x layer + part][slot, kv_head, head_dim]

@@ -42,6 +42,8 @@ RandomOperations::RandomOperations(uint64_t seed, const std::string& profile, bo
     config_.sharing.anchors = {0};
     config_.sharing.heads = policy.heads;
     config_.budget.adaptive = policy.adaptive;
+    config_.host.rows = policy.rows;
+    const DType kept = stored_rows(config_, shape_.rows).k;
     SessionOptions options;
     options.store_count_max = kStores;
     options.slots_per_store = kSlots;
@@ -52,7 +54,8 @@ RandomOperations::RandomOperations(uint64_t seed, const std::string& profile, bo
     if (!made) throw std::runtime_error(made.status().message());
     session_ = std::move(*made);
     for (uint32_t i = 0; i < kStores; ++i) {
-        streams_.push_back({{}, false, PlainStore(shape_, kSlots), std::vector<Cell>(kSlots)});
+        streams_.push_back(
+            {{}, false, PlainStore(shape_, kSlots, kept), std::vector<Cell>(kSlots)});
     }
     streams_[0].id = *session_->open();
     streams_[0].open = true;

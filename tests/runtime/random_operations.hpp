@@ -20,6 +20,7 @@ struct OperationsPolicy {
     SharingKind sharing = SharingKind::layer;
     SharingHeads heads = SharingHeads::shared;
     bool adaptive = false;
+    HostRows rows = HostRows::engine;
 };
 
 class RandomOperations {

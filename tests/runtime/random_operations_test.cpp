@@ -69,6 +69,7 @@ const OperationsPolicy kOtherPolicies[] = {
     {"tidal, a set per head", SelectorKind::labels, SharingKind::tidal, SharingHeads::index},
     {"tidal over page bounds", SelectorKind::page_bounds, SharingKind::tidal},
     {.name = "adaptive", .adaptive = true},
+    {.name = "q8", .rows = HostRows::q8},
 };
 
 #ifdef SHOAL_SANITIZED  // 6 to 12 times slower

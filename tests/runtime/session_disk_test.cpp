@@ -74,10 +74,12 @@ protected:
         made.selector.kind = GetParam().selector;
         made.sharing.kind = GetParam().sharing;
         if (made.sharing.kind == SharingKind::tidal) made.sharing.anchors = {0, 2};
+        made.host.rows = testing::host_rows(GetParam().dtype);
         return made;
     }
     static ModelShape shape() {
-        return small_model(4, GetParam().kv_heads, 2, GetParam().head_dim, GetParam().dtype);
+        return small_model(4, GetParam().kv_heads, 2, GetParam().head_dim,
+                           testing::engine_dtype(GetParam().dtype));
     }
 };
 
@@ -91,6 +93,7 @@ INSTANTIATE_TEST_SUITE_P(
                       DiskCase{"f32", SharingKind::layer, SelectorKind::labels, DType::f32},
                       DiskCase{"token_of_one_block", SharingKind::layer, SelectorKind::labels,
                                DType::bf16, 8, 128},
+                      DiskCase{"q8", SharingKind::layer, SelectorKind::labels, DType::q8, 8, 128},
                       DiskCase{"few_rows", SharingKind::layer, SelectorKind::labels, DType::f16, 3,
                                64, 3}),
     [](const auto& p) { return std::string(p.param.name); });

@@ -7,7 +7,7 @@
 #include <map>
 #include <vector>
 
-#include "kernels/convert.hpp"
+#include "kernels/q8.hpp"
 #include "shoal/config.hpp"
 #include "shoal/types.hpp"
 
@@ -20,18 +20,31 @@ inline float stored(float value, DType dtype) {
     return kernels::load_element(bytes, dtype, 0);
 }
 
+// A row as it is kept in this dtype.
+inline void keep_row(float* row, uint32_t head_dim, DType dtype) {
+    std::vector<std::byte> codes(head_dim);
+    const float scale = dtype == DType::q8 ? kernels::bf16_to_f32(kernels::q8_store_row(
+                                                 row, head_dim, codes.data()))
+                                           : 1.0F;
+    for (uint32_t c = 0; c < head_dim; ++c) {
+        row[c] = dtype == DType::q8 ? kernels::load_element(codes.data(), dtype, c, scale)
+                                    : stored(row[c], dtype);
+    }
+}
+
 class StoreModel {
 public:
-    explicit StoreModel(const ModelShape& shape)
-        : shape_(&shape), k_(shape.layers.size()), v_(shape.layers.size()) {}
+    // `kept`: how rows are stored.
+    StoreModel(const ModelShape& shape, const RowFormat& kept)
+        : shape_(&shape), kept_(kept), k_(shape.layers.size()), v_(shape.layers.size()) {}
 
     void stamp(uint32_t slot) { stamps_[slot] = next_stamp_++; }
     // `row`: [kv_head_count, head_dim] as given to the session.
     void write_k(uint32_t layer, uint32_t slot, const float* row) {
-        k_[layer][slot] = keep(row, layer, shape_->layers[layer].k_head_dim, shape_->rows.k);
+        k_[layer][slot] = keep(row, layer, shape_->layers[layer].k_head_dim, kept_.k);
     }
     void write_v(uint32_t layer, uint32_t slot, const float* row) {
-        v_[layer][slot] = keep(row, layer, shape_->layers[layer].v_head_dim, shape_->rows.v);
+        v_[layer][slot] = keep(row, layer, shape_->layers[layer].v_head_dim, kept_.v);
     }
     void truncate(uint32_t slot_count) {
         stamps_.erase(stamps_.lower_bound(slot_count), stamps_.end());
@@ -65,7 +78,7 @@ public:
         return slots;
     }
 
-    // Row bytes in the stored dtype, zeros when never written: what Session::read() gives.
+    // Row bytes in the engine's dtype, zeros when never written: what Session::read() gives.
     std::vector<std::byte> bytes(uint32_t layer, bool k, uint32_t slot) const {
         const LayerShape& s = shape_->layers[layer];
         const DType dtype = k ? shape_->rows.k : shape_->rows.v;
@@ -117,12 +130,14 @@ public:
 private:
     using Rows = std::map<uint32_t, std::vector<float>>;
     std::vector<float> keep(const float* row, uint32_t layer, uint32_t dim, DType dtype) const {
-        std::vector<float> kept(row, row + shape_->layers[layer].kv_head_count * dim);
-        for (float& x : kept) x = stored(x, dtype);
+        const uint32_t heads = shape_->layers[layer].kv_head_count;
+        std::vector<float> kept(row, row + heads * dim);
+        for (uint32_t h = 0; h < heads; ++h) keep_row(kept.data() + h * dim, dim, dtype);
         return kept;
     }
 
     const ModelShape* shape_;
+    RowFormat kept_;
     std::vector<Rows> k_;  // [layer], as stored
     std::vector<Rows> v_;
     std::map<uint32_t, uint64_t> stamps_;

@@ -27,6 +27,7 @@ public:
         config_.selector.kind = made_for_ = static_cast<SelectorKind>(one_of({0, 0, 1, 2, 3, 4}));
         config_.selector.label_bits = static_cast<LabelBits>(one_of({0, 2, 4, 8, 16}));
         config_.selector.page = one_of({4, 8, 16, 32, 64});
+        config_.host.rows = seed % 3 == 0 ? HostRows::q8 : HostRows::engine;
         shape_ = random_shape();
         randomise_sharing();
         randomise_policy();
@@ -40,7 +41,7 @@ public:
         session_ = std::move(*made);
         for (uint32_t i = 0; i < kStores; ++i) {
             ids_.push_back(*session_->open());
-            models_.emplace_back(shape_);
+            models_.emplace_back(shape_, stored_rows(config_, shape_.rows));
         }
     }
 

@@ -56,6 +56,7 @@ TEST(SessionReconfigure, WhatIsSetOnceIsRefused) {
     EXPECT_EQ(refused([](Config& c) { c.host.threads = 7; }), "host.threads" + once);
     EXPECT_EQ(refused([](Config& c) { c.host.pin = false; }), "host.pin" + once);
     EXPECT_EQ(refused([](Config& c) { c.host.huge_pages = false; }), "host.huge_pages" + once);
+    EXPECT_EQ(refused([](Config& c) { c.host.rows = HostRows::q8; }), "host.rows" + once);
     EXPECT_EQ(refused([](Config& c) { c.host.check_rows = true; }), "host.check_rows" + once);
     EXPECT_EQ(refused([](Config& c) { c.host.kv_bytes = 7; }), "host.kv_bytes" + once);
     EXPECT_EQ(refused([](Config& c) { c.disk.dir = "/"; }), "disk.dir" + once);

@@ -121,6 +121,7 @@ std::vector<RoundTrip> round_trips() {
     mixed.layers[3].kv_head_count = 1;
     cases.push_back({mixed, first_slots(300)});
     cases.push_back({small_model(1, 16, 1, 256, DType::f32), first_slots(200)});
+    cases.push_back({small_model(2, 3, 2, 80, DType::q8), first_slots(300)});
     // Slots with gaps, in an order of their own: the last are the safety window all the same.
     std::vector<int64_t> slots;
     for (int64_t i = 0; i < 700; ++i) slots.push_back((i * 997) % 1009);
@@ -224,6 +225,40 @@ TEST_F(SessionSave, OneFileServesManyConfigurations) {
             second.step(1);
         }
     }
+}
+
+// Rows kept as q8 lie in the file as they are kept: codes and scales, bit for bit.
+TEST_F(SessionSave, RowsOfQ8AreSavedAsTheyAreKept) {
+    const ModelShape shape = small_model();
+    Config q8 = test_config();
+    q8.host.rows = HostRows::q8;
+    Driver first(q8, shape, 4096);
+    first.step(900);
+    ASSERT_TRUE(first.session().save(first.store(), path_));
+    Driver second(q8, shape, 4096);
+    ASSERT_TRUE(second.session().close(second.store()));
+    const Result<StoreId> loaded = second.session().load(path_);
+    ASSERT_TRUE(loaded) << loaded.status().message();
+    second.continue_from(first, *loaded);
+    EXPECT_EQ(rows_of(second.session(), *loaded, shape, 900),
+              rows_of(first.session(), first.store(), shape, 900));
+    const std::string again = folder_.file("again");
+    ASSERT_TRUE(second.session().save(*loaded, again));
+    // But for the fronts, which have a number of their own.
+    EXPECT_EQ(read_file(again).substr(kSavedPageBytes), read_file(path_).substr(kSavedPageBytes));
+    for (uint32_t i = 0; i < 10; ++i) ASSERT_EQ(first.step(1), second.step(1)) << "step " << i;
+
+    const std::string f16 = folder_.file("f16");
+    Driver other(test_config(), shape, 4096);
+    other.step(900);
+    ASSERT_TRUE(other.session().save(other.store(), f16));
+    EXPECT_LT(read_file(path_).size() * 10, read_file(f16).size() * 6);
+    const auto refused = [&](const Config& config, const std::string& path) {
+        return make_session(shape, config)->load(path).status().message();
+    };
+    EXPECT_EQ(refused(test_config(), path_),
+              path_ + ": rows.k = q8: this session has f16");
+    EXPECT_EQ(refused(q8, f16), f16 + ": rows.k = f16: this session has q8");
 }
 
 TEST_F(SessionSave, FilesOfOthersAreRefusedByName) {

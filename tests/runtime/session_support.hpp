@@ -9,8 +9,8 @@
 #include <random>
 #include <vector>
 
-#include "kernels/convert.hpp"
 #include "shoal/shoal.hpp"
+#include "tests/runtime/session_model.hpp"
 
 namespace shoal::testing {
 
@@ -23,6 +23,12 @@ inline ModelShape small_model(uint32_t layers = 3, uint32_t kv_heads = 3, uint32
     shape.q_head_count = kv_heads * q_per_kv;
     shape.rows = {dtype, dtype};
     return shape;
+}
+
+// For cases by stored dtype: q8 is what `host.rows` makes of an f16 cache.
+inline DType engine_dtype(DType stored) { return stored == DType::q8 ? DType::f16 : stored; }
+inline HostRows host_rows(DType stored) {
+    return stored == DType::q8 ? HostRows::q8 : HostRows::engine;
 }
 
 // SHOAL_TEST_CONFIG reruns the whole suite under other configurations, names with commas between
@@ -173,9 +179,10 @@ public:
         std::vector<double> score;
         double best = -1e300;
         for (const uint32_t slot : slots) {
-            const float* k = k_[layer].data() + (size_t{slot} * s.kv_head_count + kv_head) * dim;
+            const std::vector<float> k = kept(
+                k_[layer].data() + (size_t{slot} * s.kv_head_count + kv_head) * dim, dim);
             double dot = 0;
-            for (uint32_t c = 0; c < dim; ++c) dot += double{q[c]} * rounded(k[c]);
+            for (uint32_t c = 0; c < dim; ++c) dot += double{q[c]} * double{k[c]};
             score.push_back(dot / std::sqrt(double(dim)));
             best = std::max(best, score.back());
         }
@@ -184,9 +191,9 @@ public:
         for (size_t i = 0; i < slots.size(); ++i) {
             const double weight = std::exp(score[i] - best);
             sum += weight;
-            const float* v =
-                v_[layer].data() + (size_t{slots[i]} * s.kv_head_count + kv_head) * dim;
-            for (uint32_t c = 0; c < dim; ++c) out[c] += weight * rounded(v[c]);
+            const std::vector<float> v = kept(
+                v_[layer].data() + (size_t{slots[i]} * s.kv_head_count + kv_head) * dim, dim);
+            for (uint32_t c = 0; c < dim; ++c) out[c] += weight * double{v[c]};
         }
         std::vector<float> result;
         for (const double x : out) result.push_back(static_cast<float>(x / sum));
@@ -200,10 +207,11 @@ private:
         k_.resize(shape_.layers.size());
         v_.resize(shape_.layers.size());
     }
-    double rounded(float x) const {
-        if (shape_.rows.k == DType::f16) return kernels::f16_to_f32(kernels::f32_to_f16(x));
-        if (shape_.rows.k == DType::bf16) return kernels::bf16_to_f32(kernels::f32_to_bf16(x));
-        return x;
+    // A row as it is stored.
+    std::vector<float> kept(const float* row, uint32_t dim) const {
+        std::vector<float> values(row, row + dim);
+        keep_row(values.data(), dim, stored_rows(session_->config(), shape_.rows).k);
+        return values;
     }
 
     void hint_layer(uint32_t l, uint32_t n) {

@@ -35,7 +35,7 @@ class SessionTest : public ::testing::TestWithParam<SessionCase> {
 protected:
     ModelShape shape() const {
         const SessionCase& c = GetParam();
-        return small_model(3, c.kv_heads, c.q_per_kv, c.head_dim, c.dtype);
+        return small_model(3, c.kv_heads, c.q_per_kv, c.head_dim, testing::engine_dtype(c.dtype));
     }
     Config config(uint32_t rows) const {
         Config config = test_config(rows);
@@ -43,6 +43,7 @@ protected:
         config.sharing.anchors = {1};
         config.sharing.heads = GetParam().heads;
         config.selector.kind = GetParam().selector;
+        config.host.rows = testing::host_rows(GetParam().dtype);
         return config;
     }
 };
@@ -141,7 +142,10 @@ INSTANTIATE_TEST_SUITE_P(
                       SessionCase{SharingKind::tidal, 3, 3, 64, DType::f16, SelectorKind::labels,
                                   SharingHeads::index},
                       SessionCase{SharingKind::tidal, 3, 3, 64, DType::f16,
-                                  SelectorKind::hybrid}));
+                                  SelectorKind::hybrid},
+                      SessionCase{SharingKind::layer, 3, 3, 64, DType::q8},
+                      SessionCase{SharingKind::head, 2, 4, 80, DType::q8,
+                                  SelectorKind::page_bounds}));
 
 class SessionSelection : public ::testing::TestWithParam<SelectorKind> {};
 

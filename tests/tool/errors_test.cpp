@@ -110,7 +110,9 @@ TEST(ToolErrors, Usage) {
                    "-d 99999999999: must be whole numbers from 1 to 1073741824, with commas");
     expect_refused({"eval", "-m", "x.gguf", "-f", "y", "--reference", "dens"},
                    "--reference dens: must be labels, page_bounds, hybrid, tidal, dense, recent, "
-                   "stock or stock-noflash");
+                   "each with -q8 or without, stock or stock-noflash");
+    expect_refused({"eval", "-m", "x.gguf", "-f", "y", "--policy", "labels,stock-q8"},
+                   "--policy stock-q8: must be labels, ");
     expect_refused({"eval", "-m", "x.gguf", "-f", "y", "--policy", "labels,all"},
                    "--policy all: must be labels, ");
     expect_refused({"plan", "-m", ""}, "-m: must name a model file (GGUF)");

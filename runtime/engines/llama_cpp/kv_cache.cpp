@@ -69,6 +69,12 @@ std::string other_offload_devices() {
     return names;
 }
 
+uint64_t stored_bytes(const KvTensor& tensor, const LayerShape& shape, DType dtype) {
+    const bool is_k = tensor.part == Session::Part::k;
+    return uint64_t{tensor.slot_count()} * tensor.stream_count() * shape.kv_head_count *
+           row_bytes(dtype, is_k ? shape.k_head_dim : shape.v_head_dim);
+}
+
 std::string policy_text(const Config& config) {
     if (config.selector.kind == SelectorKind::dense) return "selector dense";
     const std::vector<uint32_t>& dense = config.budget.dense_layers;
@@ -213,6 +219,11 @@ Status KvCache::check_rows() const {
     return Status::ok();
 }
 
+RowFormat KvCache::engine_rows() const {
+    const Layer& first = any_layer();
+    return {*dtype_of(first.k->root->type), *dtype_of(first.v->root->type)};
+}
+
 Result<KvCache::SessionPlan> KvCache::session_plan(const Config& config, size_t layer_count) {
     SHOAL_TRY(check_rows());
     SessionPlan plan;
@@ -228,7 +239,7 @@ Result<KvCache::SessionPlan> KvCache::session_plan(const Config& config, size_t 
     const Layer& first = any_layer();
     plan.shape.q_head_count = q_head_count_;
     plan.shape.attention_scale = attention_scale_;
-    plan.shape.rows = {*dtype_of(first.k->root->type), *dtype_of(first.v->root->type)};
+    plan.shape.rows = engine_rows();
     plan.shape.layers.resize(layer_count, LayerShape{.kind = LayerKind::none});
     for (size_t i = 0; i < layers_.size(); ++i) {
         if (!holds(i)) continue;
@@ -295,6 +306,8 @@ Status KvCache::create_session() {
 }
 
 std::string KvCache::describe() const {
+    const Config& config = session_->config();
+    const RowFormat stored = stored_rows(config, engine_rows());
     uint64_t bytes = 0;
     size_t layers = 0;
     size_t windowed = 0;
@@ -303,7 +316,8 @@ std::string KvCache::describe() const {
     for (const KvCache* cache : of_context()) {
         for (const Layer& layer : cache->layers_) {
             if (layer.k == nullptr) continue;
-            bytes += ggml_nbytes(layer.k->root) + ggml_nbytes(layer.v->root);
+            bytes += stored_bytes(*layer.k, *layer.shape, stored.k) +
+                     stored_bytes(*layer.v, *layer.shape, stored.v);
             uniform = uniform && *layer.shape == first;
             ++layers;
             if (cache->is_windowed_) ++windowed;
@@ -311,8 +325,9 @@ std::string KvCache::describe() const {
     }
     const char* k_type = ggml_type_name(any_layer().k->root->type);
     const char* v_type = ggml_type_name(any_layer().v->root->type);
-    const std::string type =
+    std::string type =
         std::strcmp(k_type, v_type) == 0 ? k_type : fmt::format("{} and {}", k_type, v_type);
+    if (config.host.rows == HostRows::q8) type += " kept as q8";
     const std::string heads =
         uniform ? fmt::format("{} KV heads x {}, ", first.kv_head_count, first.k_head_dim) : "";
     std::string tokens = grouped(any_layer().k->slot_count());
@@ -324,7 +339,6 @@ std::string KvCache::describe() const {
         if (threads != 0) executor += fmt::format(", {} threads", threads);
     }
     std::string disk;
-    const Config& config = session_->config();
     if (!config.disk.dir.empty()) disk = fmt::format(" in a file under {}", config.disk.dir);
     const std::string dense =
         windowed == 0 ? "" : fmt::format("; {} of them with a sliding window, served dense",

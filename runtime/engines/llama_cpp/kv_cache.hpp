@@ -117,6 +117,7 @@ private:
     const Layer& any_layer() const;
     std::string missing_reason(const std::vector<KvCache*>& caches) const;
     Status check_rows() const;
+    RowFormat engine_rows() const;
     Result<SessionPlan> session_plan(const Config& config, size_t layer_count);
     Status make_session(const SessionPlan& plan);
     // The caches of this one's context, in the order in which they were made.

@@ -41,6 +41,11 @@ enum class PrefetchKind : uint8_t {
     last_query,  // what its labels give for the query of the step before
     query,       // for the query that the engine hints (Session::hint_query), else as last_query
 };
+// How K and V rows lie in RAM and on disk.
+enum class HostRows : uint8_t {
+    engine,  // as the engine asks for
+    q8,      // 8 bits a number and a scale per row
+};
 enum class LabelBits : uint8_t { mixed = 0, bits2 = 2, bits4 = 4, bits8 = 8, bits16 = 16 };
 
 struct Config {
@@ -84,6 +89,7 @@ struct Config {
         // Most bytes of a session: rows, labels, index and workspace; 0: what the machine offers,
         // and with a disk three quarters of it.
         uint64_t kv_bytes = 0;
+        HostRows rows = HostRows::engine;
         bool huge_pages = true;
         uint32_t threads = 0;   // 0: every core of this process; ignored with an engine's executor
         bool pin = true;
@@ -138,6 +144,8 @@ Status config_merge_file(const std::string& path, Config& config);
 // One key from a flag or environment variable: `value` is TOML or a bare word.
 Status config_set(std::string_view key, std::string_view value, ConfigOrigin origin,
                   const std::string& where, Config& config);
+// How a session with this configuration stores rows that an engine asks for as `rows`.
+RowFormat stored_rows(const Config& config, const RowFormat& rows);
 // Checks ranges and combinations, as create() does.
 Status config_check(const Config& config);
 // All keys in order, with their values in `config` (origin is left at default_value).

@@ -144,7 +144,8 @@ public:
 
     // Writes rows of the step's tokens, post-RoPE, in StepInput order.
     // k, v: [token_count, kv_head_count, head_dim]; either may be empty (written by another call).
-    // Values are converted to the store's RowFormat. NaN or Inf is refused.
+    // Values are converted to what rows are kept as: ModelShape::rows, or q8 with host.rows = "q8".
+    // NaN or Inf is refused.
     // Rows of a refused call, those beside the bad one included, count as never written.
     Status append(LayerId layer, const ConstTensor& k, const ConstTensor& v,
                   StreamRef stream = {});
@@ -155,8 +156,9 @@ public:
     // must have been written, keep their stamps, and no statistics are taken.
     Status replace(LayerId layer, StoreId store, std::span<const int64_t> slots,
                    const ConstTensor& k, const ConstTensor& v, StreamRef stream = {});
-    // Reads rows back in the stored dtype: out is [slots, kv_head_count, head_dim], dense.
-    // Slots never written read as zero.
+    // Reads rows back as ModelShape::rows, however they are kept: out is [slots, kv_head_count,
+    // head_dim], dense. Slots never written read as zero. A row kept as q8, read as f16 or f32 and
+    // written again is the same row.
     enum class Part : uint8_t { k, v };
     Status read(LayerId layer, StoreId store, std::span<const int64_t> slots, Part part,
                 std::span<std::byte> out) const;

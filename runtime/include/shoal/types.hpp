@@ -21,13 +21,17 @@ struct LayerId {
     bool operator==(const LayerId&) const = default;
 };
 
-// How the numbers of a K or V row are stored.
-enum class DType : uint8_t { f16, bf16, f32 };
+// How the numbers of a K or V row are stored. q8: whole numbers of 8 bits and one scale per row
+// (one token, one KV head, K or V), with which they are multiplied.
+enum class DType : uint8_t { f16, bf16, f32, q8 };
 
+// Bytes of one number; of q8 without its scale.
 size_t dtype_bytes(DType dtype);
+// Bytes of one row of a tensor: a q8 row is followed by its scale, a bf16.
+size_t row_bytes(DType dtype, uint32_t head_dim);
 const char* dtype_name(DType dtype);
 
-// Stored form of the rows of a store. Row sizes come from here, never from `sizeof`.
+// Form of the rows of a store. Row sizes come from here, never from `sizeof`.
 struct RowFormat {
     DType k = DType::f16;
     DType v = DType::f16;
@@ -53,11 +57,12 @@ struct LayerShape {
 struct ModelShape {
     std::vector<LayerShape> layers;
     uint32_t q_head_count = 0;
-    RowFormat rows;
+    RowFormat rows;              // as the engine sees them; kept otherwise with Config::host.rows
     float attention_scale = 0.0F;  // factor on q.k; 0 = 1 / sqrt(k_head_dim)
 };
 
-// A borrowed tensor of rank 3 in host memory: [n, heads, head_dim], the last dimension dense.
+// A borrowed tensor of rank 3 in host memory: [n, heads, head_dim], the last dimension dense
+// (row_bytes()).
 // Strides are in bytes. Ownership stays with the caller; the memory must live until the call
 // returns.
 struct ConstTensor {

@@ -319,12 +319,12 @@ Result<uint64_t> readable_bytes(const std::string& path) {
 
 }  // namespace
 
-uint64_t ModelFile::kv_bytes_per_token() const {
+uint64_t ModelFile::kv_bytes_per_token(const RowFormat& rows) const {
     uint64_t bytes = 0;
     for (const LayerShape& layer : shape.layers) {
         if (layer.kind != LayerKind::full) continue;
-        bytes += uint64_t{layer.kv_head_count} * (layer.k_head_dim * dtype_bytes(shape.rows.k) +
-                                                  layer.v_head_dim * dtype_bytes(shape.rows.v));
+        bytes += uint64_t{layer.kv_head_count} *
+                 (row_bytes(rows.k, layer.k_head_dim) + row_bytes(rows.v, layer.v_head_dim));
     }
     return bytes;
 }

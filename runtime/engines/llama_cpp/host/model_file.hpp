@@ -23,8 +23,10 @@ struct ModelFile {
     uint64_t file_bytes = 0;
     ModelShape shape;          // rows: set by the caller
 
-    // Bytes of K and V of one token, all layers but sliding ones.
-    uint64_t kv_bytes_per_token() const;
+    // Bytes of K and V of one token, all layers but sliding ones; of `rows` where they are stored
+    // otherwise than the engine asks.
+    uint64_t kv_bytes_per_token() const { return kv_bytes_per_token(shape.rows); }
+    uint64_t kv_bytes_per_token(const RowFormat& rows) const;
     // KV heads of all layers but sliding ones.
     uint64_t lanes() const;
 };
