@@ -57,7 +57,8 @@ PARTS = (
     Part("kernels", "kernels/", ("public",)),
     Part("calib", "calib/", ("public", "kernels")),
     Part("examples", "examples/", ("public",)),
-    Part("tests", "tests/", CORE + ("bench", "engines")),
+    Part("tests of engines", "tests/engines/", CORE + ("bench", "engines", "tests")),
+    Part("tests", "tests/", CORE + ("bench",)),
     Part("bench", "bench/", CORE),
 )
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
