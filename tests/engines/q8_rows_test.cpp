@@ -58,6 +58,8 @@ TEST_F(Q8Rows, AnswersAreCloseAndTakeHalfTheBytes) {
     const double kl = kl_mean(base, run(q8.get()));
     RecordProperty("kl_q8_to_f16", std::to_string(kl));
     printf("KL of dense q8 to dense f16: %.3g\n", kl);
+    // .0056, as far as stock with and without flash attention are apart: these weights round
+    // activations to 8 bits. Scales of decode that were 5 % off gave .021.
     EXPECT_LE(kl, 0.01);
     EXPECT_GT(kl, 0.0);
     // 64 codes and a scale of 2 bytes for 128 bytes.
