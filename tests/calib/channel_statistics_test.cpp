@@ -72,16 +72,15 @@ TEST_P(StatisticsTest, EqualsTwoPassesInDouble) {
     statistics.observe_keys({1}, k_tensor.view);
     statistics.observe_queries({1}, q_tensor.view);
 
-    for (size_t i = 0; i < k.size(); ++i) {  // what 16 bits keep of the values
-        const size_t row = i / p.head_dim;
-        k[i] = kernels::load_element(
-            k_tensor.bytes.data() + row * k_tensor.view.head_stride_bytes, p.dtype, i % p.head_dim);
-    }
-    for (size_t i = 0; i < q.size(); ++i) {
-        const size_t row = i / p.head_dim;
-        q[i] = kernels::load_element(
-            q_tensor.bytes.data() + row * q_tensor.view.head_stride_bytes, p.dtype, i % p.head_dim);
-    }
+    const auto kept = [&](const test::OwnedTensor& tensor, size_t i) {  // of the values
+        const std::byte* row =
+            tensor.bytes.data() + i / p.head_dim * tensor.view.head_stride_bytes;
+        const float scale =
+            kernels::bf16_to_f32(kernels::tensor_scale(row, p.dtype, p.head_dim));
+        return kernels::load_element(row, p.dtype, i % p.head_dim, scale);
+    };
+    for (size_t i = 0; i < k.size(); ++i) k[i] = kept(k_tensor, i);
+    for (size_t i = 0; i < q.size(); ++i) q[i] = kept(q_tensor, i);
     for (uint32_t h = 0; h < p.kv_heads; ++h) {
         expect_close(statistics.moments({1}, h),
                      expected_moments(k, q, p.n, p.kv_heads, p.q_heads, p.head_dim, h), 1e-6F);
@@ -104,6 +103,8 @@ INSTANTIATE_TEST_SUITE_P(
                                      .dtype = DType::f16, .gap_bytes = 2},
                       StatisticsCase{.n = 130, .q_heads = 4, .kv_heads = 2, .head_dim = 128,
                                      .dtype = DType::bf16},
+                      StatisticsCase{.n = 130, .q_heads = 4, .kv_heads = 2, .head_dim = 80,
+                                     .dtype = DType::q8, .gap_bytes = 3},
                       // Sums of squares around zero would lose the variance altogether.
                       StatisticsCase{.n = 1001, .q_heads = 2, .kv_heads = 1, .head_dim = 64,
                                      .mean = 10000.0F}));

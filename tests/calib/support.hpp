@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "calib/channel_statistics.hpp"
-#include "kernels/convert.hpp"
+#include "kernels/q8.hpp"
 
 namespace shoal::calib::test {
 
@@ -33,13 +33,18 @@ struct OwnedTensor {
 inline OwnedTensor make_tensor(const std::vector<float>& values, uint32_t n, uint32_t heads,
                                uint32_t head_dim, DType dtype = DType::f32, size_t gap_bytes = 0) {
     OwnedTensor tensor;
-    const size_t row_bytes = head_dim * kernels::element_bytes(dtype);
-    const size_t head_stride = row_bytes + gap_bytes;
+    const size_t head_stride = row_bytes(dtype, head_dim) + gap_bytes;
     tensor.bytes.assign(size_t{n} * heads * head_stride, std::byte{0xff});  // gaps are NaN
     for (size_t row = 0; row < size_t{n} * heads; ++row) {
+        std::byte* to = tensor.bytes.data() + row * head_stride;
+        if (dtype == DType::q8) {
+            const uint16_t scale =
+                kernels::q8_store_row(values.data() + row * head_dim, head_dim, to);
+            std::memcpy(to + head_dim, &scale, sizeof(scale));
+            continue;
+        }
         for (uint32_t c = 0; c < head_dim; ++c) {
-            kernels::store_element(tensor.bytes.data() + row * head_stride, dtype, c,
-                                   values[row * head_dim + c]);
+            kernels::store_element(to, dtype, c, values[row * head_dim + c]);
         }
     }
     tensor.view = {.data = tensor.bytes.data(),

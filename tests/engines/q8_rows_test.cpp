@@ -13,6 +13,7 @@ using ::testing::HasSubstr;
 
 constexpr size_t kPrefill = 500;
 constexpr size_t kDecoded = 24;
+constexpr size_t kShort = 150;
 constexpr const char* kDense = "[selector]\nkind = \"dense\"\n";
 constexpr const char* kQ8 = "[host]\nrows = \"q8\"\n";
 
@@ -58,6 +59,8 @@ TEST_F(Q8Rows, AnswersAreCloseAndTakeHalfTheBytes) {
     const double kl = kl_mean(base, run(q8.get()));
     RecordProperty("kl_q8_to_f16", std::to_string(kl));
     printf("KL of dense q8 to dense f16: %.3g\n", kl);
+    // .0056, as far as stock with and without flash attention are apart: these weights round
+    // activations to 8 bits. Scales of decode that were 5 % off gave .021.
     EXPECT_LE(kl, 0.01);
     EXPECT_GT(kl, 0.0);
     // 64 codes and a scale of 2 bytes for 128 bytes.
@@ -71,14 +74,14 @@ TEST_F(Q8Rows, AnswersAreCloseAndTakeHalfTheBytes) {
 TEST_F(Q8Rows, StatesGoOutAndComeBack) {
     const std::string config = std::string(kDense) + kQ8;
     const Context first = make(config);
-    decode(first.get(), slice(tokens_, 0, kPrefill), 0, kPrefill);
+    decode(first.get(), slice(tokens_, 0, kShort), 0, kShort);
     std::vector<uint8_t> state = state_of(first.get());
     const Context second = make(config);
     ASSERT_EQ(llama_state_seq_set_data(second.get(), state.data(), state.size(), 0), state.size());
     EXPECT_EQ(state_of(second.get()), state);
-    const std::vector<llama_token> next = slice(tokens_, kPrefill, tokens_.size());
-    EXPECT_EQ(count_different(decode_singly(first.get(), next, kPrefill),
-                              decode_singly(second.get(), next, kPrefill)),
+    const std::vector<llama_token> next = slice(tokens_, kShort, kShort + 16);
+    EXPECT_EQ(count_different(decode_singly(first.get(), next, kShort),
+                              decode_singly(second.get(), next, kShort)),
               0U);
     // Of the same form as that of a cache that is kept as f16.
     const Context f16 = make(kDense);
