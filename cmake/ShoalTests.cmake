@@ -81,7 +81,7 @@ shoal_test(runtime BUDGET 2 LONG_BUDGET 3 LINK shoal_core THREADED "*Session*:*E
 # A session whose disk, clock and queue follow from one seed; and once more over a block cache that
 # does not wait for what it reads, which the simulation must find.
 # More seeds: SHOAL_TEST_RUNS=100000 SHOAL_TEST_SEED=1 build/cpu/test_sim
-shoal_test(sim BUDGET 2 LONG_BUDGET 1 LINK shoal_core)
+shoal_test(sim BUDGET 3 LONG_BUDGET 1 LINK shoal_core)
 shoal_sources(sim_sources FOLDERS tests/sim)
 add_executable(test_sim_of_bug ${sim_sources} offload/block_cache.cpp)
 target_compile_definitions(test_sim_of_bug PRIVATE SHOAL_BUG_MISSING_WAIT)

@@ -101,6 +101,9 @@ uint32_t BlockCache::wave_blocks_max() const {
 }
 
 void BlockCache::want(BlockOwner& owner, uint32_t block) {
+    if (block < owner.last_block && owner.last_wave != wave_) ++owner.round;
+    owner.last_block = block;
+    owner.last_wave = wave_;
     BlockEntry& entry = owner.entries[block];
     if (entry.wanted || (entry.has_frame() && frames_[entry.frame()].wave == wave_)) return;
     if (wanted_.count == options_.frame_count) {
@@ -223,18 +226,15 @@ void BlockCache::prefetch(std::span<const BlockRef> blocks) {
     for (const BlockRef& ref : blocks) {
         const BlockEntry& entry = ref.owner->entries[ref.block];
         if (entry.has_frame()) {
-            // Not to be given up for another one that is read ahead.
-            Frame& frame = frames_[entry.frame()];
-            frame.heat = std::max<uint8_t>(frame.heat, 1);
+            expect(frames_[entry.frame()]);
             continue;
         }
         if (!entry.on_disk) continue;
         const uint32_t index = take_frame_at_once();
         if (index == kNoFrame) break;
         own(index, ref);
-        Frame& frame = frames_[index];
-        frame.prefetched = true;
-        frame.heat = kHeatAhead;
+        frames_[index].prefetched = true;
+        expect(frames_[index]);
         ++counters_.prefetched;
         start_read(index, ref);
     }
@@ -247,7 +247,7 @@ void BlockCache::start_read(uint32_t index, const BlockRef& ref) {
     Transfer& transfer = frame.transfer;
     transfer.state.store(TransferState::idle, std::memory_order_relaxed);  // until it is started
     transfer.kind = TransferKind::read;
-    transfer.offset = ref.owner->file_offset + uint64_t{ref.block} * ref.owner->block_bytes;
+    transfer.offset = ref.owner->offset_of(ref.block);
     transfer.data = memory_of(index);
     transfer.bytes = ref.owner->block_bytes;
     transfer.identity = ref.owner->identity + ref.block;

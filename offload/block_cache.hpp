@@ -34,9 +34,13 @@ struct BlockEntry {
     uint32_t frame_plus_1 = 0;     // 0: in no frame
     bool on_disk = false;          // disk holds what the block holds
     bool wanted = false;           // by the wave, and not acquired yet
+    uint8_t share = 0;             // as in its frame, when it had one last
+    uint8_t round = 0;
     bool has_frame() const { return frame_plus_1 != 0; }
     uint32_t frame() const { return frame_plus_1 - 1; }
 };
+
+static_assert(sizeof(BlockEntry) == 16);
 
 // The blocks of one group of one store, for the cache: tables that BlockStore owns.
 struct BlockOwner {
@@ -46,7 +50,13 @@ struct BlockOwner {
     uint64_t identity = 0;         // of the run, the store and its generation, the group
     uint32_t block_bytes = 0;
     std::string name;              // for messages: "store 0, layer 3"
+    // Times that its blocks were gone through, about one a step: set by the cache, which takes a
+    // block that lies before the one last wanted, in a new wave, for the beginning of another.
+    uint8_t round = 0;
+    uint32_t last_block = 0;       // wanted
+    uint32_t last_wave = 0;
     std::string block_name(uint32_t block) const;
+    uint64_t offset_of(uint32_t block) const { return file_offset + uint64_t{block} * block_bytes; }
 };
 
 struct BlockRef {
@@ -136,8 +146,6 @@ public:
     }
 
 private:
-    // Heat of a block that is read ahead, until it is used.
-    static constexpr uint8_t kHeatAhead = 2;
     enum class FrameState : uint8_t { free, reading, clean, dirty, writing };
     struct Frame {
         Transfer transfer;
@@ -147,8 +155,10 @@ private:
         uint32_t next = kNoFrame;     // of the free list or the dirty queue
         uint32_t previous = kNoFrame; // of the dirty queue
         FrameState state = FrameState::free;
-        uint8_t heat = 0;             // how often the hand passes it by
+        uint8_t share = 0;            // of its owner's last rounds that used it, of 255
+        uint8_t round = 0;            // of its owner when `share` was that
         bool prefetched = false;      // read ahead and not acquired since
+        bool expected = false;        // named by prefetch() and not acquired since
     };
     // A list with room for every frame, in memory that the plan counts.
     template <typename T>
@@ -182,8 +192,11 @@ private:
     uint32_t take_frame();
     uint32_t take_frame_at_once();
     uint32_t take_free_frame();
-    uint32_t take_frame_read_ahead();
+    uint32_t take_expected_frame();
     uint32_t find_victim();
+    static uint8_t share_of(const Frame& frame);
+    static void expect(Frame& frame);
+    bool may_leave(const Frame& frame) const;
     void own(uint32_t frame, const BlockRef& ref);
     void disown(uint32_t frame);
     void free_frame(uint32_t frame);
@@ -191,6 +204,7 @@ private:
     void mark_dirty(uint32_t frame);
     void unlink_dirty(uint32_t frame);
     void forget_write(uint32_t frame);
+    bool is_written_late(uint64_t offset) const;
     void start_writes(uint32_t count);
     void end_writes(bool wait);
     void end_write(uint32_t frame);

@@ -201,8 +201,8 @@ TEST_F(BlockCacheTest, PrefetchedBlocksAreCountedByWhatCameOfThem) {
     EXPECT_EQ(cache_->counters().prefetched, 4U);
     for (uint32_t block = 0; block < 2; ++block) EXPECT_EQ(read(0, block), static_cast<int>(block));
     EXPECT_EQ(cache_->counters().prefetched_used + cache_->counters().prefetched_late, 2U);
-    for (uint32_t block = 16; block < 32; ++block) {
-        EXPECT_EQ(read(0, block), static_cast<int>(block));
+    for (uint32_t i = 0; i < 48; ++i) {
+        EXPECT_EQ(read(0, 16 + i % 16), static_cast<int>(16 + i % 16));
     }
     EXPECT_EQ(cache_->counters().prefetched_wasted, 2U);
 }
@@ -246,6 +246,63 @@ TEST_F(BlockCacheTest, AcquiringInParts) {
         ASSERT_TRUE(cache_->finish_acquire().is_ok());
     }
     EXPECT_GT(cache_->counters().prefetched_used + cache_->counters().prefetched_late, 0U);
+}
+
+// Layers that attend everything go through more blocks than there are frames, step after step: the
+// least recently used one is always the next that is needed.
+TEST_F(BlockCacheTest, ARoundLongerThanRamKeepsWhatFits) {
+    make(64, 200, 1, 2, 1);
+    for (uint32_t block = 0; block < 200; ++block) write(0, block, static_cast<uint8_t>(block));
+    ASSERT_TRUE(cache_->flush().is_ok());
+    for (uint32_t round = 0; round < 20; ++round) {
+        if (round == 4) cache_->reset_counters();
+        for (uint32_t block = 0; block < 200; ++block) {
+            ASSERT_EQ(read(0, block), static_cast<int>(block));
+        }
+    }
+    // 63 of 200 at best.
+    EXPECT_GT(cache_->counters().hits, 16U * 200 / 4);
+}
+
+TEST_F(BlockCacheTest, WhatEveryRoundUsesStays) {
+    make(64, 400, 2, 2, 1);
+    for (uint32_t block = 0; block < 800; ++block) write(block / 400, block % 400, 7);
+    ASSERT_TRUE(cache_->flush().is_ok());
+    std::mt19937 random(1);
+    for (uint32_t round = 0; round < 60; ++round) {
+        if (round == 20) cache_->reset_counters();
+        for (uint32_t o = 0; o < 2; ++o) {
+            // 20 that every round uses, and 60 of the others.
+            std::vector<uint32_t> wanted;
+            for (uint32_t block = 0; block < 400; ++block) {
+                const bool always = block % 20 == 0;
+                if (always || random() % 380 < 60) wanted.push_back(block);
+            }
+            for (const uint32_t block : wanted) ASSERT_EQ(read(o, block), 7);
+        }
+    }
+    EXPECT_GT(cache_->counters().hits, 40U * 2 * 20 * 9 / 10);
+}
+
+// What is about to be used is not given up for what is read ahead, and goes when it was not used.
+TEST_F(BlockCacheTest, WhatIsExpectedStaysForARound) {
+    make(16, 64, 1, 2, 1);
+    for (uint32_t block = 0; block < 64; ++block) write(0, block, static_cast<uint8_t>(block));
+    ASSERT_TRUE(cache_->flush().is_ok());
+    for (uint32_t block = 0; block < 16; ++block) (void)read(0, block);
+    std::vector<BlockRef> ahead;
+    for (uint32_t block = 0; block < 12; ++block) ahead.push_back({&owners_[0]->owner, block});
+    cache_->prefetch(ahead);
+    cache_->begin_wave();
+    for (uint32_t block = 40; block < 44; ++block) ahead.push_back({&owners_[0]->owner, block});
+    cache_->prefetch(ahead);
+    cache_->reset_counters();
+    for (uint32_t block = 0; block < 12; ++block) (void)read(0, block);
+    EXPECT_EQ(cache_->counters().misses, 0U);
+    for (uint32_t round = 0; round < 3; ++round) {
+        for (uint32_t block = 20; block < 30; ++block) (void)read(0, block);
+    }
+    EXPECT_EQ(cache_->counters().prefetched_wasted, 4U);
 }
 
 TEST_F(BlockCacheTest, RandomWorkGivesWhatAnArrayGives) {
