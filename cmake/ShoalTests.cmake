@@ -76,7 +76,8 @@ shoal_test(runtime BUDGET 2 LONG_BUDGET 3 LINK shoal_core THREADED "*Session*:*E
         "*SessionOnDisk*/head" "*SessionOnDisk*/dense" "*SessionOnDisk*/f32"
         "*SessionOnDisk*/hybrid" "*SessionOnDisk*/tidal" "*SessionOnDisk*/pages"
         "PrefetchOf.*" "*Prefetch*/known" "*Prefetch*/steps" "*Prefetch*/last_query"
-        "*Prefetch*/query_of_heads")
+        "*Prefetch*/query_of_heads" "*Prefetch*/none" "PrefetchTrial.Switches*"
+        "*SessionOnDisk*/q8")
 
 # A session whose disk, clock and queue follow from one seed; and once more over a block cache that
 # does not wait for what it reads, which the simulation must find.
@@ -107,7 +108,9 @@ if(SHOAL_HAVE_PLUGIN)
         DEFINE ${test_data} "SHOAL_TEST_PLUGIN=\"$<TARGET_FILE:ggml-shoal>\""
         "SHOAL_TEST_EXAMPLE=\"$<TARGET_FILE:shoal_simple>\""
         UNSANITIZED "Types/*" "*AsCloseToStock*" "*SparseAlone*" "Visible.SparseInA*"
-            "Attention.*" "*OnDisk.*")
+            "Attention.*" "*OnDisk.*" "*Q8*" "SavedSequence.ARefused*" "SavedSequence.WhatDoesNot*"
+            "SavedSequence.LogitsAre*" "Identity.StateThroughFile" "*Sequences*4Streams*"
+            "NoteBatch.WhatIsRead*" "NoteBatch.FollowsShifts*")
     # Parts of the plugin that are tested by themselves.
     target_sources(test_engines PRIVATE
         "${PROJECT_SOURCE_DIR}/runtime/engines/llama_cpp/query_chain.cpp"

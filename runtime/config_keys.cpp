@@ -189,7 +189,7 @@ std::vector<ConfigKey> machine_keys() {
     return {
         bytes_key<&C::host, &C::Host::kv_bytes>(
             "host.kv_bytes", "most bytes of rows and labels in RAM; 0 is what the machine offers, "
-                             "and with a disk three quarters of it"),
+                             "and with a disk three quarters of what mapped weights leave of it"),
         choice_key<&C::host, &C::Host::rows>(
             "host.rows", kHostRowsNames,
             "how K and V rows are stored, in RAM and on disk: as the engine's cache type says, or "

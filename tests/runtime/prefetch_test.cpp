@@ -62,6 +62,7 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& p) { return std::string(p.param.name); });
 
 TEST_P(Prefetch, AnswersDoNotDependOnIt) {
+    SHOAL_SKIP_IN_RERUNS();
     Config config = disk_config(GetParam().kind, 256 << 10);
     config.prefetch.percent = GetParam().percent;
     config.sharing.kind = GetParam().sharing;
@@ -101,6 +102,7 @@ uint64_t misses(const Config& config, bool hints, Stats* stats = nullptr) {
 }
 
 TEST(PrefetchOf, ARightHintLeavesNothingToWaitFor) {
+    SHOAL_SKIP_IN_RERUNS();
     Stats stats;
     const uint64_t without = misses(disk_config(PrefetchKind::none), false);
     const uint64_t with = misses(disk_config(PrefetchKind::query), true, &stats);
@@ -110,6 +112,7 @@ TEST(PrefetchOf, ARightHintLeavesNothingToWaitFor) {
 }
 
 TEST(PrefetchOf, LayersThatReuseASelectionIsComplete) {
+    SHOAL_SKIP_IN_RERUNS();
     Config config = disk_config(PrefetchKind::known);
     config.sharing.kind = SharingKind::tidal;
     config.sharing.anchors = {1};
@@ -189,6 +192,7 @@ TEST(PrefetchTrial, KeepsWhatPaysAndDropsWhatDoesNot) {
 }
 
 TEST(PrefetchTrial, SwitchesAUselessGuessOffInASession) {
+    SHOAL_SKIP_IN_RERUNS();
     Config config = disk_config(PrefetchKind::query, 0);
     config.prefetch.percent = 400;
     SessionOptions options;

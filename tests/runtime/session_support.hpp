@@ -57,6 +57,10 @@ inline Config test_config(uint32_t rows = 32) {
     return config;
 }
 
+// For cases that choose all that a rerun would change.
+#define SHOAL_SKIP_IN_RERUNS() \
+    if (std::getenv("SHOAL_TEST_CONFIG") != nullptr) GTEST_SKIP() << "runs once"
+
 // For cases about what a disk changes: counts of stages, bytes of RAM.
 #define SHOAL_SKIP_ON_DISK() \
     if (::shoal::testing::rerun_as("disk")) GTEST_SKIP() << "holds without a disk only"

@@ -87,7 +87,7 @@ struct Config {
 
     struct Host {
         // Most bytes of a session: rows, labels, index and workspace; 0: what the machine offers,
-        // and with a disk three quarters of it.
+        // and with a disk three quarters of what mapped weights leave of it.
         uint64_t kv_bytes = 0;
         HostRows rows = HostRows::engine;
         bool huge_pages = true;
