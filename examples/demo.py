@@ -2,6 +2,7 @@
 """A small model reads the opening of a novel, with its KV cache in Shoal, beside stock llama.cpp.
 
 usage: demo.py --shoal PATH --model PATH --text-dir DIR [--out DIR] [--threads N] [--quick]
+               [--disk DIR]
 
 Four parts, about three minutes on two cores:
   1. the model continues the novel after about 8,000 tokens of it; the line at the bottom shows what
@@ -11,6 +12,10 @@ Four parts, about three minutes on two cores:
   3. a sweep over depths to 131,072 tokens. Rows of the text are repeated to get there, so it is a
      test of speed and of nothing else;
   4. a plot of the sweep, OUT/depth.png and OUT/depth.svg, beside the figures as JSON.
+
+With --disk, instead: all K and V lie in a file under DIR (3 GiB; not tmpfs) and a part of them in
+RAM; the model continues the novel, once from a sequence that was read before and saved, and a sweep
+to 131,072 tokens. The line at the bottom tells what a token reads from disk and how long it waits.
 """
 
 import argparse
@@ -27,6 +32,8 @@ NOVEL = "persuasion.txt"
 QUESTION = "Who is Sir Walter Elliot, and what is he like? Answer in two sentences."
 DEPTHS = (2048, 8192, 32768, 131072)
 QUICK_DEPTHS = (1024, 4096)
+DISK_RAM = "64MiB"    # of 188 MiB at 8,192 tokens
+DISK_DEPTH_RAM = "512MiB"    # of 2.8 GiB at 131,072 tokens
 SPEED_TEST = "a speed test only: the rows of a shorter text, repeated"
 
 
@@ -98,6 +105,23 @@ def plot(sweep, out):
     print(f"plot: {os.path.join(out, 'depth.png')} and .svg")
 
 
+def on_disk(shoal, options, text_file):
+    disk = ("--kv-disk", options.disk)
+    saved = os.path.join(options.out, "opening.kv")
+    ram = ("--kv-ram", "48MiB" if options.quick else DISK_RAM)
+    say(f"the model continues {NOVEL[:-4]}, K and V on disk, {ram[1]} of RAM for its KV cache")
+    shoal("run", "disk", "-f", text_file, "-n", "64", "--temp", "0.7", "--seed", "1",
+          "--ignore-eos", "--save-kv", saved, *disk, *ram)
+    say("again, from the sequence that was saved")
+    shoal("run", "disk-again", "-c", "16384", "-n", "64", "--temp", "0.7", "--seed", "1",
+          "--ignore-eos", "--load-kv", saved, *disk, *ram)
+    depths = QUICK_DEPTHS if options.quick else (8192, 32768, 131072)
+    say(f"speed at depths to {max(depths):,} tokens, {DISK_DEPTH_RAM} of RAM ({SPEED_TEST})")
+    shoal("bench", "disk-bench", "-f", os.path.join(options.text_dir, NOVEL), "-d",
+          ",".join(map(str, depths)), "--read-max", "1024", "-n", "16", "--repeats", "2",
+          "--no-stock", "--kv-ram", DISK_DEPTH_RAM, *disk)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,6 +133,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="2,000 tokens and small depths")
     parser.add_argument("--plugin", help=argparse.SUPPRESS)     # the tool finds it beside itself
     parser.add_argument("--llama-bin", help=argparse.SUPPRESS)  # not needed: libllama is linked
+    parser.add_argument("--disk", metavar="DIR", help="K and V in a file under DIR")
     options = parser.parse_args()
     started = time.monotonic()
     os.makedirs(options.out, exist_ok=True)
@@ -118,6 +143,10 @@ def main():
     with open(text_file, "w", encoding="utf-8") as file:
         file.write(text)
 
+    if options.disk:
+        on_disk(shoal, options, text_file)
+        print(f"\ndone in {time.monotonic() - started:.0f} s; figures in {options.out}")
+        return
     say(f"the model continues {NOVEL[:-4]}; then stock llama.cpp decodes the same tokens")
     shoal("run", "run", "-f", text_file, "-n", "64", "--temp", "0.7", "--seed", "1",
           "--ignore-eos", "--compare")

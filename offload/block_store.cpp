@@ -213,6 +213,7 @@ void BlockStore::prefetch(const kernels::SlotList& slots) const {
         uint32_t count = 0;
         for (; count < 64 && i < slots.count; ++i) {
             const uint32_t block = slots.at(i) >> layout_.block_tokens_log2;
+            SHOAL_ASSERT(block < block_count_);
             if (block != last) refs[count++] = {owner_.get(), block};
             last = block;
         }

@@ -1,4 +1,5 @@
-// The flow of a step, in order; step_attend.cpp holds what its stages call.
+// The flow of a step, in order. Its stages are in step_views.cpp (what may be attended),
+// step_attend.cpp (attention), step_fetch.cpp and step_ahead.cpp (rows on disk).
 #include "runtime/step.hpp"
 
 #include <fmt/format.h>

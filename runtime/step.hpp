@@ -187,6 +187,7 @@ private:
     GuessQueries guess_queries_;
     std::vector<SelectHistory> guess_histories_;      // [group, place]
     std::vector<kernels::SlotList> previous_lists_;   // last_lists_ of the step before
+    std::vector<uint32_t> previous_stores_;           // and its stores_
     PrefetchTrial guess_trial_;
     std::vector<uint32_t> part_wants_;  // blocks that the started parts want, up to each
     uint32_t attended_store_ = 0;     // index of the store that layer_ is attended in

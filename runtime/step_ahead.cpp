@@ -34,6 +34,7 @@ void Step::prepare_guesses() {
         }
     }
     previous_lists_.resize(last_lists_.size());
+    previous_stores_.reserve(s_.options.store_count_max);
     uint32_t groups_max = 0;
     for (uint32_t l = 0; l < s_.shape.layers.size(); ++l) {
         const SlotRange groups = s_.groups.of_layer(l);
@@ -91,7 +92,9 @@ Status Step::hint(uint32_t layer, const ConstTensor& q) {
 void Step::remember_query(uint32_t layer, uint32_t store_index, const AttendCall& call,
                           uint32_t query) {
     const uint32_t begin = call.visibility->query_offsets[store_index];
-    if (s_.cache == nullptr || query - begin >= kPlaces) return;
+    const PrefetchKind kind = s_.config.prefetch.kind;
+    const bool is_asked = kind == PrefetchKind::last_query || kind == PrefetchKind::query;
+    if (s_.cache == nullptr || !is_asked || query - begin >= kPlaces) return;
     guess_queries_.remember(layer, stores_[store_index] * kPlaces + query - begin, *call.q, query);
 }
 
@@ -160,6 +163,7 @@ void Step::guess_rows(const Group& group, uint32_t store_index, uint32_t query) 
     const uint32_t view_index = view_first(store_index) + query;
     const offload::BlockStore& rows = store.group(group.index).rows;
     if (s_.config.prefetch.kind == PrefetchKind::steps || !uses_labels_or_pages()) {
+        if (previous_stores_ != stores_) return;  // the lists are of other stores
         rows.prefetch(previous_lists_[list_index(group.index, view_index)]);
         ++s_.stats.prefetch_guesses;
         return;
@@ -220,8 +224,9 @@ void Step::look_ahead_of_next_step() {
 
 void Step::end_guesses() {
     if (s_.cache == nullptr) return;
-    look_ahead_of_next_step();
     previous_lists_ = last_lists_;
+    previous_stores_ = stores_;
+    look_ahead_of_next_step();
     guess_queries_.forget_hint();
     const uint64_t cost = s_.stats.fetch_ns - fetch_ns_before_;
     if (!could_guess_ || !guess_trial_.end_step(cost)) return;

@@ -159,7 +159,6 @@ INSTANTIATE_TEST_SUITE_P(
                       Architecture{"llama_q4", false, false, false, false, true, GGML_TYPE_Q4_0},
                       Architecture{"qwen2", true}, Architecture{"qwen3", false, true},
                       Architecture{"fused", false, false, true},
-                      Architecture{"lora", false, false, false, true},
                       Architecture{"no_rope", false, false, false, false, false},
                       Architecture{"batch_of_7", false, false, false, false, true, GGML_TYPE_F32,
                                    7},
@@ -199,6 +198,18 @@ TEST(QueryChainRefuses, WhatIsNoLayer) {
     ggml_tensor* normed = ggml_rms_norm(c, graph.x(), 1e-5F);
     EXPECT_FALSE(chain.record(*ggml_mul_mat(c, ggml_dup_tensor(c, normed), normed)))
         << "a product with what is no weight";
+}
+
+// Its weights may be freed before the context.
+TEST(QueryChainRefuses, AnAdapterBesideTheWeights) {
+    Architecture adapted{"lora"};
+    adapted.lora = true;
+    LayerGraph graph(adapted);
+    graph.compute(1);
+    QueryChain chain;
+    ChainInputs inputs;
+    EXPECT_FALSE(chain.record(*graph.q()));
+    EXPECT_FALSE(QueryChain::find_inputs(*graph.q(), inputs));
 }
 
 TEST(QueryChainRefuses, InputsOfOtherSizes) {

@@ -32,10 +32,15 @@ std::string merge_error(const std::string& text) {
 std::string other_value(const ConfigKey& key) {
     switch (key.kind) {
         case ConfigKeyKind::choice: {
-            const std::string name(key.choices.back());
-            return std::isdigit(name[0]) ? name : "\"" + name + "\"";
+            const auto text = [](std::string_view choice) {
+                const std::string name(choice);
+                return std::isdigit(name[0]) ? name : "\"" + name + "\"";
+            };
+            const std::string last = text(key.choices.back());
+            return config_key_text(key, Config{}) != last ? last : text(key.choices.front());
         }
-        case ConfigKeyKind::integer: return key.name == "profile.tokens" ? "512" : "7";
+        case ConfigKeyKind::integer:
+            return std::to_string(std::max<int64_t>(7, 2 * key.low));
         case ConfigKeyKind::boolean:
             return config_key_text(key, Config{}) == "true" ? "false" : "true";
         case ConfigKeyKind::size: return "\"3GiB\"";
@@ -314,7 +319,7 @@ TEST(Stats, JsonIsValidAndHoldsEveryFigure) {
     EXPECT_TRUE(json["mass_recall_sum"].is_null());
     EXPECT_TRUE(json["mass_recall_min"].is_null());
     EXPECT_EQ(json["mass_recall_min_layer"], -1);
-    EXPECT_EQ(json.size(), 48U);
+    EXPECT_EQ(json.size(), 52U);
 }
 
 }  // namespace

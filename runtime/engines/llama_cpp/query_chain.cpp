@@ -37,12 +37,20 @@ bool is_weight(const ggml_tensor& leaf) {
 class Walk {
 public:
     bool from(const ggml_tensor& q) {
-        return visit(q, false) && inputs_.x != nullptr && inputs_.x->data != nullptr;
+        return visit(q, false) && inputs_.x != nullptr && inputs_.x->data != nullptr &&
+               product_count() == 1;
     }
     const std::vector<const ggml_tensor*>& nodes() const { return nodes_; }
     const ChainInputs& inputs() const { return inputs_; }
 
 private:
+    // More than one: an adapter (LoRA) is beside the model's own weights, and may be freed while
+    // the context lives.
+    size_t product_count() const {
+        return static_cast<size_t>(
+            std::count_if(nodes_.begin(), nodes_.end(),
+                          [](const ggml_tensor* node) { return node->op == GGML_OP_MUL_MAT; }));
+    }
     // Set once: a chain that reads two of them is not one.
     static bool note(const ggml_tensor* tensor, const ggml_tensor*& noted) {
         if (noted == nullptr) noted = tensor;
