@@ -55,10 +55,9 @@ if(tool_sources)
     target_link_libraries(shoal_tool PRIVATE shoal shoal_llama_host llama_cpp::host
         CLI11::CLI11 fmt::fmt spdlog::spdlog nlohmann_json::nlohmann_json
         tomlplusplus::tomlplusplus Threads::Threads ${CMAKE_DL_LIBS} shoal_flags shoal_narrowing)
-    if(SHOAL_SANITIZE)
-        # Its headers are large and its loops short: a third less time to compile.
-        target_compile_options(shoal_tool PRIVATE -O0)
-    endif()
+    # Its headers are large and its loops short: a third less time to compile than with -O3.
+    target_compile_options(shoal_tool PRIVATE
+        $<$<CONFIG:RelWithDebInfo>:$<IF:$<BOOL:${SHOAL_SANITIZE}>,-O0,-O1>>)
     set_target_properties(shoal_tool PROPERTIES OUTPUT_NAME shoal
         RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")
     if(SHOAL_HAVE_PLUGIN)

@@ -20,13 +20,14 @@ function(shoal_budget test minutes)
 endfunction()
 
 # shoal_test(FOLDER BUDGET minutes LONG_BUDGET minutes LINK lib... [DEFINE d...] [DEPENDS t...]
-#            [THREADED filter] [UNSANITIZED case...])
+#            [THREADED filter] [FOR_THREADS case...] [UNSANITIZED case...])
 # THREADED: the cases that TSan is to see, those that share work among threads; all without it.
-# UNSANITIZED: cases that ASan and TSan are not to see: they compare figures, or take minutes, on
-# paths that others run too.
+# FOR_THREADS: cases that ASan is not to see: they run others' paths with more threads.
+# UNSANITIZED: cases that neither is to see: they compare figures, or take minutes, on paths that
+# others run too.
 function(shoal_test folder)
     cmake_parse_arguments(PARSE_ARGV 1 arg "" "BUDGET;LONG_BUDGET;THREADED"
-        "LINK;DEFINE;DEPENDS;UNSANITIZED")
+        "LINK;DEFINE;DEPENDS;FOR_THREADS;UNSANITIZED")
     shoal_sources(sources FOLDERS tests/${folder})
     if(NOT sources)
         message(STATUS "test_${folder}: no sources yet")
@@ -50,6 +51,8 @@ function(shoal_test folder)
     set(left_out "${long}")
     if(SHOAL_SANITIZE STREQUAL "thread")
         set(quick "${arg_THREADED}")
+    elseif(SHOAL_SANITIZE)
+        list(APPEND arg_UNSANITIZED ${arg_FOR_THREADS})
     endif()
     if(SHOAL_SANITIZE)
         list(JOIN arg_UNSANITIZED ":" left_out)
@@ -63,21 +66,62 @@ function(shoal_test folder)
     shoal_budget(${folder}_long ${arg_LONG_BUDGET} long)
 endfunction()
 
+# The quick cases of a suite once more under configurations that its tests read from the
+# environment (SHOAL_TEST_CONFIG), several of them joined by commas.
+function(shoal_test_under folder configs)
+    string(REPLACE "," "_" name "${folder}_under_${configs}")
+    add_test(NAME ${name} COMMAND test_${folder} "--gtest_filter=-Long*:*/Long*:*.Long*"
+        "--gtest_output=json:${results_dir}/${name}.json")
+    shoal_budget(${name} 4 full)
+    set_tests_properties(${name} PROPERTIES ENVIRONMENT "SHOAL_TEST_CONFIG=${configs}")
+endfunction()
+
+# The portable target is compiled from the sources of the others.
 shoal_test(kernels BUDGET 2 LONG_BUDGET 3 LINK shoal_kernels
     THREADED "*Thread*:*InParts*:*AttendBackend*"
-    UNSANITIZED "*PassesDoNotChangeABit/ref" "*PassesDoNotChangeABit/SCALAR")
+    UNSANITIZED "*PassesDoNotChangeABit/ref" "*/SCALAR" "*/SCALAR_*")
+
+# The quick cases of every op on a processor that this machine is not. COMMAND runs test_kernels.
+function(shoal_test_emulated target)
+    cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "COMMAND")
+    set(filter "*Dispatch*")
+    foreach(cases Append Attend Merge Topk InParts EncodeOf ThreadCount)
+        string(APPEND filter ":*${cases}*/${target}*")
+    endforeach()
+    add_test(NAME kernels_emulated_${target} COMMAND ${arg_COMMAND} "--gtest_filter=${filter}"
+        "--gtest_output=json:${results_dir}/kernels_emulated_${target}.json")
+    shoal_budget(kernels_emulated_${target} 2 full)
+endfunction()
+
 if(SHOAL_KERNELS_ONLY)
+    if(CMAKE_CROSSCOMPILING)
+        shoal_test_emulated(NEON COMMAND test_kernels)    # the toolchain file names the emulator
+    endif()
     return()
+endif()
+find_program(SHOAL_QEMU_X86_64 qemu-x86_64)
+if(SHOAL_QEMU_X86_64 AND CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64" AND NOT SHOAL_SANITIZE)
+    # It has no AVX-512.
+    shoal_test_emulated(AVX2
+        COMMAND "${SHOAL_QEMU_X86_64}" -cpu max $<TARGET_FILE:test_kernels>)
 endif()
 shoal_test(offload BUDGET 1 LONG_BUDGET 2 LINK shoal_offload)
 shoal_test(calib BUDGET 1 LONG_BUDGET 2 LINK shoal_core)
-shoal_test(runtime BUDGET 2 LONG_BUDGET 3 LINK shoal_core THREADED "*Session*:*Executor*"
-    UNSANITIZED "Summaries.PlanIsWhatIsTaken" "*SessionOnDisk*/token_of_one_block"
+shoal_test(runtime BUDGET 3 LONG_BUDGET 3 LINK shoal_core
+    THREADED "*Threads*:*SessionOnDisk*:*SessionS*:*SessionLabels*:*SessionRe*:*Executor*:*Plain*"
+    FOR_THREADS "*ThreadsDoNotChangeABit*" "AdaptiveRows.A*"
+    UNSANITIZED "*SessionOnDisk*/few_rows" "SessionOnDiskRefuses.NoDescriptorsAreLeft"
+        "Summaries.PlanIsWhatIsTaken" "*SessionOnDisk*/token_of_one_block"
         "*SessionOnDisk*/head" "*SessionOnDisk*/dense" "*SessionOnDisk*/f32"
         "*SessionOnDisk*/hybrid" "*SessionOnDisk*/tidal" "*SessionOnDisk*/pages"
         "PrefetchOf.*" "*Prefetch*/known" "*Prefetch*/steps" "*Prefetch*/last_query"
         "*Prefetch*/query_of_heads" "*Prefetch*/none" "PrefetchTrial.Switches*"
         "*SessionOnDisk*/q8")
+if(NOT SHOAL_SANITIZE)
+    foreach(configs "one-thread,tiny-budget" head-sharing disk)
+        shoal_test_under(runtime "${configs}")
+    endforeach()
+endif()
 
 # A session whose disk, clock and queue follow from one seed; and once more over a block cache that
 # does not wait for what it reads, which the simulation must find.
@@ -111,6 +155,7 @@ if(SHOAL_HAVE_PLUGIN)
             "Attention.*" "*OnDisk.*" "*Q8*" "SavedSequence.ARefused*" "SavedSequence.WhatDoesNot*"
             "SavedSequence.LogitsAre*" "Identity.StateThroughFile" "*Sequences*4Streams*"
             "NoteBatch.WhatIsRead*" "NoteBatch.FollowsShifts*")
+    set_tests_properties(engines PROPERTIES COST 1000)  # the longest begins first
     # Parts of the plugin that are tested by themselves.
     target_sources(test_engines PRIVATE
         "${PROJECT_SOURCE_DIR}/runtime/engines/llama_cpp/query_chain.cpp"
@@ -135,6 +180,11 @@ if(NOT SHOAL_SANITIZE)
     add_test(NAME tidy COMMAND Python3::Interpreter "${PROJECT_SOURCE_DIR}/tests/tidy.py")
     add_test(NAME tidy_self_test
         COMMAND Python3::Interpreter "${PROJECT_SOURCE_DIR}/tests/tidy.py" --self-test)
+    # Without tests and benches, which need no second opinion.
+    add_test(NAME clang_accepts COMMAND Python3::Interpreter
+        "${PROJECT_SOURCE_DIR}/tests/clang_check.py" "${PROJECT_BINARY_DIR}" --without tests bench)
+    shoal_budget(clang_accepts 5 full)
+    set_tests_properties(clang_accepts PROPERTIES PROCESSORS 2)
     shoal_budget(tidy 1 suite)
     shoal_budget(tidy_self_test 1 suite)
 endif()

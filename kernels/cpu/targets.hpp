@@ -7,5 +7,10 @@
 
 #define HWY_WANT_AVX3_DL 1
 // Arm: NEON. Vectors whose length is unknown at compile time cannot lie in arrays.
-#define HWY_DISABLED_TARGETS \
+#define SHOAL_DISABLED_TARGETS \
     (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#ifdef SHOAL_SANITIZED  // AVX3 is AVX3_DL with fewer instructions; both take a minute to compile
+#define HWY_DISABLED_TARGETS (SHOAL_DISABLED_TARGETS | HWY_AVX3)
+#else
+#define HWY_DISABLED_TARGETS SHOAL_DISABLED_TARGETS
+#endif
