@@ -2,14 +2,17 @@
 // x 128, bf16: 4 KiB a token and layer): a step that reads what attention selects, against reading
 // the whole cache sequentially per step from the same file.
 //
-//   bench_disk_decode DIR [TOKENS [LAYERS [RAM_PERCENT [layer|tidal]]]]
+//   bench_disk_decode DIR [TOKENS [LAYERS [RAM_PERCENT [layer|tidal|TRACE]]]]
 //
 // LAYERS: by default as many, up to 32, as half of the free disk holds. RAM_PERCENT: of the cache,
 // for rows in RAM; 0 (default): as little as works, so that nearly every selected row is read.
 // tidal: layers 2 and 13 select, the others reuse that (as TidalDecode has Llama-3-8B); each is
 // measured with and without reading ahead what is known.
-// Keys are random and queries new in every step: neighbouring steps select nothing in common but by
-// chance, which is the worst case for a cache.
+// TRACE: `layer`, and what is attended is what a real model selected (bench/llama_trace.cpp), spread
+// over TOKENS as bench/replay_selector.hpp says, after scoring and selecting as without; the first
+// third of its steps fill the cache and are not counted.
+// Without one, keys are random and queries new in every step: neighbouring steps select nothing in
+// common but by chance, which is the worst case for a cache.
 #include <sys/statvfs.h>
 
 #include <cmath>
@@ -17,6 +20,7 @@
 
 #include <fmt/format.h>
 
+#include "bench/replay_selector.hpp"
 #include "bench/support.hpp"
 #include "offload/disk_tier.hpp"
 #include "runtime/session_maker.hpp"
@@ -40,6 +44,7 @@ struct Args {
     uint32_t layers = 0;
     uint32_t ram_percent = 0;
     SharingKind sharing = SharingKind::layer;
+    std::string trace;
 };
 
 // bf16 numbers in (-2, 2), every seventh channel four times larger.
@@ -99,21 +104,31 @@ public:
         if (args.sharing == SharingKind::tidal) config_.sharing.anchors = {2, 13};
         options_.slots_per_store = args.tokens + 1024;
         options_.queries_per_step_max = 512;
+        if (!args.trace.empty()) {
+            replay_ = std::make_unique<Replay>(args.trace, args.tokens, 2);
+        }
         const Result<MemoryPlan> plan = Session::plan(config_, shape_, options_);
         if (!plan) fail(plan.status().message());
         const uint64_t rows = plan->disk_bytes * args.ram_percent / 100;
         config_.host.kv_bytes = plan->least_bytes + rows;
         const Result<MemoryPlan> made = Session::plan(config_, shape_, options_);
         if (!made) fail(made.status().message());
-        fmt::print("{} tokens, {} layers: {} on disk, {} of rows in RAM ({:.1f} %), labels {}\n",
+        const auto percent = [&](uint64_t bytes) {
+            return 100.0 * static_cast<double>(bytes) / static_cast<double>(made->disk_bytes);
+        };
+        fmt::print("{} tokens, {} layers: {} on disk; in RAM {} ({:.1f} % of that), of it rows {} "
+                   "({:.1f} %), labels {}\n",
                    grouped(args.tokens), args.layers, bytes_text(made->disk_bytes),
-                   bytes_text(made->kv_bytes),
-                   100.0 * static_cast<double>(made->kv_bytes) /
-                       static_cast<double>(made->disk_bytes),
+                   bytes_text(made->total_bytes), percent(made->total_bytes),
+                   bytes_text(made->kv_bytes), percent(made->kv_bytes),
                    bytes_text(made->label_bytes));
         auto session = SessionMaker::create(
             config_, shape_, options_, [this](const SessionState& state, uint64_t bytes) {
                 return open(state, bytes);
+            },
+            [this](Selector asked) {
+                if (!replay_) return asked;
+                return Selector(std::make_unique<ReplaySelector>(*replay_, std::move(asked)));
             });
         if (!session) fail(session.status().message());
         session_ = std::move(*session);
@@ -172,18 +187,20 @@ public:
         config.budget.rows = rows;
         config.prefetch.kind = prefetch;
         check(session_->reconfigure(config));
-        step(1);
+        const uint32_t warm = replay_ ? replay_->step_count() / 3 : 1;
+        const uint32_t steps = replay_ ? replay_->step_count() - warm : kSteps;
+        for (uint32_t i = 0; i < warm; ++i) replayed_step(i);
         std::vector<double> seconds;
         session_->reset_stats();
         const uint64_t read_before = session_->stats().disk_read_bytes;
         const uint64_t reads_before = session_->stats().disk_reads;
-        for (uint32_t i = 0; i < kSteps; ++i) {
+        for (uint32_t i = 0; i < steps; ++i) {
             const double started = now_s();
-            step(1);
+            replayed_step(warm + i);
             seconds.push_back(now_s() - started);
         }
         const Stats stats = session_->stats();
-        const double each = 1.0 / kSteps;
+        const double each = 1.0 / steps;
         const double read = each * static_cast<double>(stats.disk_read_bytes - read_before);
         const double reads = each * static_cast<double>(stats.disk_reads - reads_before);
         const double attended = each * static_cast<double>(stats.kv_bytes_read);
@@ -215,6 +232,11 @@ private:
         fmt::print("through {}\n", (*disk)->path().text);
         disk_ = disk->get();
         return std::unique_ptr<offload::Tier>(std::move(*disk));
+    }
+
+    void replayed_step(uint32_t i) {
+        if (replay_) replay_->go_to(i);
+        step(1);
     }
 
     // A causal step of n random tokens.
@@ -253,6 +275,7 @@ private:
     ModelShape shape_;
     Config config_;
     SessionOptions options_;
+    std::unique_ptr<Replay> replay_;  // or null
     std::unique_ptr<Session> session_;
     offload::Tier* disk_ = nullptr;  // of the session
     StoreId store_;
@@ -291,7 +314,7 @@ void run(Args args) {
 int main(int argc, char** argv) {
     shoal::bench::Args args;
     if (argc < 2 || argc > 6) {
-        fmt::print(stderr, "usage: {} DIR [TOKENS [LAYERS [RAM_PERCENT [layer|tidal]]]]\n",
+        fmt::print(stderr, "usage: {} DIR [TOKENS [LAYERS [RAM_PERCENT [layer|tidal|TRACE]]]]\n",
                    argv[0]);
         return 2;
     }
@@ -299,7 +322,9 @@ int main(int argc, char** argv) {
     if (argc > 2) args.tokens = static_cast<uint32_t>(std::atoi(argv[2]));
     if (argc > 3) args.layers = static_cast<uint32_t>(std::atoi(argv[3]));
     if (argc > 4) args.ram_percent = static_cast<uint32_t>(std::atoi(argv[4]));
-    if (argc > 5 && std::string(argv[5]) == "tidal") args.sharing = shoal::SharingKind::tidal;
+    const std::string last = argc > 5 ? argv[5] : "layer";
+    if (last == "tidal") args.sharing = shoal::SharingKind::tidal;
+    if (last != "tidal" && last != "layer") args.trace = last;
     shoal::bench::run(args);
     return 0;
 }

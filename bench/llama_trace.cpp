@@ -1,11 +1,12 @@
 // Records which slots each step of a real model attends: bench/replacement.cpp replays it.
 //
-//   bench_llama_trace MODEL PROFILE TEXT OUT [TOKENS [STEPS [ROWS]]]
+//   bench_llama_trace MODEL PROFILE TEXT OUT [TOKENS [STEPS [ROWS [DENSE_ROWS]]]]
 //
 // llama.cpp computes the model, with attention to everything; the keys and queries it makes are
 // given to sessions of Shoal's beside it, which select by their labels. The text is forced: TOKENS
 // (8,128) of it are the prompt, the next STEPS (48) are decoded one by one. Sessions that select a
-// quarter and a half of the ROWS (512) say how well each slot scored.
+// quarter and a half of the ROWS (512) say how well each slot scored. Dense layers select DENSE_ROWS
+// (8,192); with fewer tokens they attend everything.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -32,6 +33,7 @@ struct Args {
     uint32_t tokens = 8128;
     uint32_t steps = 48;
     uint32_t rows = 512;
+    uint32_t dense_rows = 8192;
 };
 
 // Keys and queries of one llama_decode, after RoPE: [layer][token, head, dim].
@@ -120,6 +122,7 @@ public:
     Chooser(const Args& args, const ModelShape& shape, uint32_t rows) : shape_(shape) {
         Config config;
         config.budget.rows = rows;
+        config.budget.dense_rows = args.dense_rows;
         config.profile.path = args.profile;
         SessionOptions options;
         options.slots_per_store = args.tokens + args.steps;
@@ -230,12 +233,13 @@ void record(const Args& args) {
 }  // namespace shoal::bench
 
 int main(int argc, char** argv) {
-    if (argc < 5 || argc > 8) {
-        std::fprintf(stderr, "usage: %s MODEL PROFILE TEXT OUT [TOKENS [STEPS [ROWS]]]\n", argv[0]);
+    if (argc < 5 || argc > 9) {
+        std::fprintf(stderr, "usage: %s MODEL PROFILE TEXT OUT [TOKENS [STEPS [ROWS [DENSE_ROWS]]]]\n",
+                     argv[0]);
         return 2;
     }
     shoal::bench::Args args{argv[1], argv[2], argv[3], argv[4]};
-    uint32_t* const numbers[] = {&args.tokens, &args.steps, &args.rows};
+    uint32_t* const numbers[] = {&args.tokens, &args.steps, &args.rows, &args.dense_rows};
     for (int i = 5; i < argc; ++i) {
         *numbers[i - 5] = static_cast<uint32_t>(std::max(1, std::atoi(argv[i])));
     }

@@ -131,6 +131,12 @@ SelectorLimits selector_limits(const Limits& limits) {
             limits.summaries.page_slots};
 }
 
+void SessionState::set_selector() {
+    selector = make_selector(config, *backend, executor, selector_limits(limits),
+                             workspace.selector.data());
+    if (wrap_selector) selector = wrap_selector(std::move(selector));
+}
+
 uint64_t frame_bytes(const SessionState& state) {
     uint64_t most = 0;
     for (const Group& group : state.groups.all()) {

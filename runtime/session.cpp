@@ -203,7 +203,8 @@ Result<std::unique_ptr<Session>> Session::create(const Config& config, const Mod
 Result<std::unique_ptr<Session>> SessionMaker::create(const Config& config,
                                                       const ModelShape& shape,
                                                       const SessionOptions& options,
-                                                      const DiskMaker& make_disk) {
+                                                      const DiskMaker& make_disk,
+                                                      const SelectorWrapper& wrap_selector) {
     using Impl = Session::Impl;
     auto impl = std::make_unique<Impl>();
     SessionState& state = impl->state;
@@ -226,8 +227,8 @@ Result<std::unique_ptr<Session>> SessionMaker::create(const Config& config,
     state.formats.resize(state.groups.count());
     state.recall_sum.resize(shape.layers.size());
     state.recall_count.resize(shape.layers.size());
-    state.selector = make_selector(config, *state.backend, state.executor,
-                                   selector_limits(state.limits), state.workspace.selector.data());
+    state.wrap_selector = wrap_selector;
+    state.set_selector();
     impl->step = std::make_unique<Step>(state);
     return std::unique_ptr<Session>(new Session(std::move(impl)));
 }
@@ -401,8 +402,7 @@ Status Session::reconfigure(const Config& config) {
     SHOAL_TRY(check_scored_heads(config, state.groups));
     impl_->step->abandon();  // it looks into the lists
     SHOAL_TRY(impl_->set_policy(config));
-    state.selector = make_selector(config, *state.backend, state.executor,
-                                   selector_limits(state.limits), state.workspace.selector.data());
+    state.set_selector();
     return Status::ok();
 }
 

@@ -1,6 +1,7 @@
 // Everything a session owns. Session (the facade) makes it, Step works on it.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -44,6 +45,9 @@ struct Limits {
     SummaryLimits summaries;
 };
 
+// Given the selector that a configuration asks for, returns the one to use.
+using SelectorWrapper = std::function<Selector(Selector)>;
+
 struct SessionState {
     Config config;
     ModelShape shape;
@@ -63,6 +67,7 @@ struct SessionState {
     std::vector<std::vector<kernels::LabelFormat>> formats;  // [group], empty until ready
     std::unique_ptr<LabelSource> label_source;
     Selector selector;
+    SelectorWrapper wrap_selector;             // or empty
     const kernels::Backend* backend = nullptr;
     uint64_t identity = 0;                      // of this session's blocks on disk
     Stats stats;
@@ -70,6 +75,8 @@ struct SessionState {
     std::vector<double> recall_sum;            // [layer]
     std::vector<uint64_t> recall_count;        // [layer]
 
+    // The selector that config asks for; where its working memory is laid out.
+    void set_selector();
     void log(LogLevel level, const std::string& text) const {
         if (options.log) options.log(level, text);
     }
