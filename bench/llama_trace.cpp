@@ -5,8 +5,8 @@
 // llama.cpp computes the model, with attention to everything; the keys and queries it makes are
 // given to sessions of Shoal's beside it, which select by their labels. The text is forced: TOKENS
 // (8,128) of it are the prompt, the next STEPS (48) are decoded one by one. Sessions that select a
-// quarter and a half of the ROWS (512) say how well each slot scored. Dense layers select DENSE_ROWS
-// (8,192); with fewer tokens they attend everything.
+// quarter and a half of the ROWS (512) say how well each slot scored. Dense layers select
+// DENSE_ROWS (8,192); with fewer tokens they attend everything.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -234,7 +234,8 @@ void record(const Args& args) {
 
 int main(int argc, char** argv) {
     if (argc < 5 || argc > 9) {
-        std::fprintf(stderr, "usage: %s MODEL PROFILE TEXT OUT [TOKENS [STEPS [ROWS [DENSE_ROWS]]]]\n",
+        std::fprintf(stderr,
+                     "usage: %s MODEL PROFILE TEXT OUT [TOKENS [STEPS [ROWS [DENSE_ROWS]]]]\n",
                      argv[0]);
         return 2;
     }

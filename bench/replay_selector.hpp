@@ -1,5 +1,5 @@
-// A selector that answers with what a real model selected (bench/selection_trace.hpp), spread over a
-// longer context, after doing the work of the one it stands for.
+// A selector that answers with what a real model selected (bench/selection_trace.hpp), spread over
+// a longer context, after doing the work of the one it stands for.
 //
 // A slot of the trace stands for the passage of `slots / recorded slots` slots that lies as deep in
 // the longer context; of each passage that is selected, `rows / recorded rows` slots are, always

@@ -3,8 +3,9 @@
 //   scale = largest magnitude / 127, as bf16, to nearest even      code = number / scale, likewise
 //
 // A bf16 scale is off by 1/256 at most, so that the largest code is 127 in every row: a row that is
-// read back as f16 or f32 and stored again is the same row. A code times a scale has 15 bits: f32
-// holds it exactly, and every backend sees the same numbers.
+// read back as f32 and stored again is the same row; so is one read as f16 whose numbers f16 holds
+// (scales from 2^-24 to 515). A code times a scale has 15 bits: f32 holds it exactly, and every
+// backend sees the same numbers.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +25,8 @@ inline uint16_t q8_scale(float largest) {
     return largest < kQ8LeastMagnitude ? uint16_t{0} : f32_to_bf16(largest / 127.0F);
 }
 inline float q8_inverse(uint16_t scale) { return scale == 0 ? 0.0F : 1.0F / bf16_to_f32(scale); }
-inline bool q8_scale_finite(uint16_t scale) { return (scale & 0x7f80U) != 0x7f80U; }
+// Whether every code times the scale is a number, as in every row that is made of numbers.
+inline bool q8_scale_finite(uint16_t scale) { return std::isfinite(127.0F * bf16_to_f32(scale)); }
 
 // Writes the codes of a row and returns its scale. NaN or Inf: codes are 0, the scale is
 // kQ8NotFinite.

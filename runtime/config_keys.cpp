@@ -205,8 +205,8 @@ std::vector<ConfigKey> machine_keys() {
             "for debugging, slow: before each attention, compare every row that it may read with a "
             "hash of what was written"),
         text_key<&C::disk, &C::Disk::dir>(
-            "disk.dir", "folder for the rows that do not fit in host.kv_bytes; \"\" keeps all in "
-                        "RAM"),
+            "disk.dir", "folder for a file that holds all K and V rows, those in use in RAM too; "
+                        "\"\" keeps all in RAM alone"),
         bytes_key<&C::disk, &C::Disk::kv_bytes>(
             "disk.kv_bytes", "most bytes of rows on disk; 0 is as many as they take"),
         integer_key<&C::disk, &C::Disk::deadline_ms>(
@@ -214,10 +214,11 @@ std::vector<ConfigKey> machine_keys() {
             "milliseconds after which a read is tried once more, and then given up"),
         choice_key<&C::prefetch, &C::Prefetch::kind>(
             "prefetch.kind", kPrefetchNames,
-            "with disk.dir, what is read before a layer needs it: nothing; what is known early "
-            "(layers that reuse a selection or attend everything); and guesses, of what the layer "
-            "attended last, would select for its last query, or for a query that the engine "
-            "computes one layer early. A guess that does not pay is switched off"),
+            "with disk.dir, what is read before a layer needs it (a prompt's rows always are). "
+            "known: what layers that reuse a selection or attend everything will read. The others "
+            "guess too. steps: what the layer attended in the last step; last_query: what it would "
+            "select for its last query; query: for its next one, which the engine computes a layer "
+            "early. A guess that does not pay is switched off"),
         integer_key<&C::prefetch, &C::Prefetch::percent>(
             "prefetch.percent", 100, 400, {},
             "rows read early for a guessed query, of those that a layer selects"),
@@ -390,7 +391,7 @@ std::string_view config_section_doc(std::string_view section) {
     if (section == "sharing") return "which heads attend the same tokens";
     if (section == "safety") return "tokens that are always attended";
     if (section == "host") return "memory and threads of this machine";
-    if (section == "disk") return "rows that do not fit in RAM";
+    if (section == "disk") return "rows on disk, those in use in RAM";
     if (section == "prefetch") return "reading rows from disk before they are needed";
     if (section == "profile") return "channel statistics of a model";
     if (section == "stats") return "what is measured on the way";

@@ -1,6 +1,7 @@
 #include "runtime/read_rows.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "kernels/q8.hpp"
@@ -10,6 +11,8 @@ namespace shoal {
 using kernels::RowPart;
 
 namespace {
+
+constexpr float kF16Max = 65504.0F;
 
 // One row of the head `head` of a group, to `out`.
 void copy_row(const kernels::KvView& kv, const ReadRows& in, uint32_t slot, uint32_t head,
@@ -27,8 +30,11 @@ void copy_row(const kernels::KvView& kv, const ReadRows& in, uint32_t slot, uint
     }
     const float scale =
         is_k ? kernels::k_scale(kv, slot, head) : kernels::v_scale(kv, slot, head);
+    // A scale is rounded: numbers next to the largest f16 may have become larger.
+    const float most = stored == DType::q8 && in.dtype == DType::f16 ? kF16Max : INFINITY;
     for (uint32_t c = 0; c < head_dim; ++c) {
-        kernels::store_element(out, in.dtype, c, kernels::load_element(row, stored, c, scale));
+        const float value = kernels::load_element(row, stored, c, scale);
+        kernels::store_element(out, in.dtype, c, std::clamp(value, -most, most));
     }
 }
 

@@ -25,12 +25,13 @@ bool store_floats(const float* row, DType dtype, uint32_t head_dim, std::byte* t
     return finite;
 }
 
-// A q8 row is taken as it is; others are quantised.
+// A q8 row is taken as it is, if storing numbers can have made it; others are quantised.
 bool store_codes(const std::byte* from, DType from_dtype, const float* row, uint32_t head_dim,
                  std::byte* to, uint16_t& scale) {
     if (from_dtype == DType::q8) {
         std::memcpy(to, from, head_dim);
         scale = tensor_scale(from, from_dtype, head_dim);
+        if (std::memchr(from, 0x80, head_dim) != nullptr) return false;  // code -128
     } else {
         scale = q8_store_row(row, head_dim, to);
     }

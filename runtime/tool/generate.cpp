@@ -21,9 +21,10 @@ double per(uint64_t before, uint64_t after, uint64_t count) {
     return count == 0 ? 0 : static_cast<double>(after - before) / static_cast<double>(count);
 }
 
-// Share of the blocks that attention needed and found in RAM, read ahead or kept.
+// Share of the blocks that were needed and found in RAM, kept or read ahead in time.
 double hit_rate(const Stats& before, const Stats& after) {
-    const uint64_t read = after.block_misses - before.block_misses;
+    const uint64_t read = after.block_misses - before.block_misses + after.blocks_prefetched_late -
+                          before.blocks_prefetched_late;
     const uint64_t found = after.block_hits - before.block_hits + after.blocks_prefetched_used -
                            before.blocks_prefetched_used;
     return read + found == 0 ? 1.0

@@ -112,7 +112,7 @@ void add_config_flags(CLI::App& command, ConfigFlags& flags) {
     short_for("--kv-ram", "host.kv_bytes", "BYTES",
               "most RAM of the KV cache, such as 8GiB: --host.kv_bytes");
     short_for("--kv-disk", "disk.dir", "DIR",
-              "folder for the rows that do not fit in it: --disk.dir");
+              "folder for a file with all rows of the cache, those in use in RAM: --disk.dir");
     for (const ConfigKey& key : config_keys()) {
         const std::string name(key.name);
         command

@@ -51,7 +51,9 @@ Status check_kv_files(const SavedKvFlags& flags, const EngineOptions& options,
     SessionOptions session;
     session.slots_per_store = kSavedSlotsMax;
     session.model_fingerprint = options.model.fingerprint;
-    const Status fits = check_saved_model(header, options.model.shape, session, flags.load);
+    ModelShape shape = options.model.shape;
+    shape.rows = stored_rows(options.config, shape.rows);
+    const Status fits = check_saved_model(header, shape, session, flags.load);
     if (!fits) return Status::error(fits.code(), fmt::format("--load-kv: {}", fits.message()));
     timing.loaded_tokens = header.token_count;
     return Status::ok();

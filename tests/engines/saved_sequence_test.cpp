@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 
 #include "llama_support.hpp"
 #include "runtime/engines/llama_cpp/shoal_llama_host.h"
@@ -112,6 +113,24 @@ TEST_F(SavedSequence, WhatDoesNotFitIsRefusedByName) {
     EXPECT_STREQ(shoal_llama_load_sequence(other.get(), nullptr, nullptr, 0, nullptr, nullptr),
                  "path: must not be NULL");
     ASSERT_EQ(load(other.get()), "");
+}
+
+TEST_F(SavedSequence, PositionsThatLlamaCppWouldNotTakeAreRefused) {
+    const auto save_rows = reinterpret_cast<shoal_llama_save_rows_t>(
+        ggml_backend_reg_get_proc_address(plugin().registry, "shoal_llama_save_rows"));
+    Context first = saved_context();
+    for (const int32_t bad : {-1, 0, 7, INT32_MAX}) {
+        std::vector<int32_t> positions(kPrompt);
+        std::iota(positions.begin(), positions.end(), 0);
+        positions[5] = bad;
+        ASSERT_EQ(save_rows(path_.c_str(), prompt_.data(), positions.data(), kPrompt, nullptr, 0),
+                  nullptr);
+        const Context second = make_context(Engine::shoal, {});
+        EXPECT_THAT(load(second.get()),
+                    HasSubstr("positions[5] = " + std::to_string(bad) + ": must be 5"));
+        // save_rows() is of the newest context.
+        first = saved_context();
+    }
 }
 
 TEST_F(SavedSequence, LogitsAreOptional) {

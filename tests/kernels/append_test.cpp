@@ -236,6 +236,43 @@ TEST_P(AppendTest, Q8RowsReadBackAndStoredAgainAreTheSame) {
     }
 }
 
+// Of a hostile file: what no row of numbers becomes.
+TEST_P(AppendTest, Q8RowsThatNoNumbersMakeAreNotFinite) {
+    const AppendCase c{.slots = {0}};
+    const auto finite = [&](uint16_t scale, int8_t code) {
+        Source source(c, 64, DType::q8, {1.0F});
+        std::memset(source.bytes.data(), 3, 64);
+        source.bytes[40] = static_cast<std::byte>(code);
+        std::memcpy(source.bytes.data() + 64, &scale, sizeof(scale));
+        TestRows rows(make_piece_format(1, 64, 64, DType::q8, DType::q8), 1);
+        return backend_
+            .append({rows.view(), RowPart::k, source.tensor, 0, c.slots.data()})
+            .finite;
+    };
+    EXPECT_TRUE(finite(f32_to_bf16(0.5F), -127));
+    EXPECT_FALSE(finite(f32_to_bf16(0.5F), -128));
+    EXPECT_FALSE(finite(kQ8NotFinite, 3));
+    EXPECT_TRUE(finite(q8_scale(std::numeric_limits<float>::max()), 127));
+    EXPECT_FALSE(finite(f32_to_bf16(3e38F), 3));
+}
+
+// The largest numbers there are stay numbers.
+TEST_P(AppendTest, Q8RowsOfTheLargestNumbersAreFinite) {
+    const AppendCase c{.slots = {0}};
+    constexpr float kMost = std::numeric_limits<float>::max();
+    for (const float number : {kMost, -kMost, std::nextafter(kMost, 0.0F), 0x1.fcp127F}) {
+        TestRows rows(make_piece_format(1, 64, 64, DType::q8, DType::q8), 1);
+        const Source source(c, 64, DType::f32, {number});
+        EXPECT_TRUE(
+            backend_.append({rows.view(), RowPart::k, source.tensor, 0, c.slots.data()}).finite);
+        for (uint32_t i = 0; i < 64; ++i) {
+            const float got = rows.k_at(0, 0, i);
+            EXPECT_TRUE(std::isfinite(got));
+            EXPECT_NEAR(got / number, 1.0F, 1.0F / 256.0F);
+        }
+    }
+}
+
 TEST_P(AppendTest, Q8RowsOfNothingAreZeros) {
     const AppendCase c{.slots = {0}};
     for (const float number : {0.0F, -0.0F, 0x1.0p-149F, -0x1.0p-126F, 0x1.0p-101F}) {

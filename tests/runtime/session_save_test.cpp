@@ -261,6 +261,32 @@ TEST_F(SessionSave, RowsOfQ8AreSavedAsTheyAreKept) {
     EXPECT_EQ(refused(q8, f16), f16 + ": rows.k = f16: this session has q8");
 }
 
+// A q8 row next to the largest f16 is a little larger once its scale is rounded: read back as f16
+// it is that number, not Inf.
+TEST_F(SessionSave, Q8RowsNextToTheLargestF16AreReadAsNumbers) {
+    const ModelShape shape = small_model(1);
+    Config q8 = test_config();
+    q8.host.rows = HostRows::q8;
+    const std::unique_ptr<Session> session = make_session(shape, q8);
+    const LayerShape& layer = shape.layers[0];
+    const uint32_t dim = layer.k_head_dim;
+    const StoreId store = *session->open();
+    for (const float most : {65504.0F, -65504.0F, 65400.0F, 65280.0F}) {
+        const std::vector<float> row(size_t{layer.kv_head_count} * dim, most);
+        const std::vector<int64_t> slots = {0};
+        const ConstTensor tensor = testing::tensor_of(row, 1, layer.kv_head_count, dim);
+        ASSERT_TRUE(session->put({0}, store, slots, tensor, tensor));
+        std::vector<uint16_t> out(row.size());
+        ASSERT_TRUE(session->read({0}, store, slots, Session::Part::k,
+                                  std::as_writable_bytes(std::span(out))));
+        for (const uint16_t bits : out) {
+            const float got = kernels::f16_to_f32(bits);
+            ASSERT_TRUE(std::isfinite(got)) << most;
+            ASSERT_NEAR(got / most, 1.0F, 1.0F / 256.0F);
+        }
+    }
+}
+
 TEST_F(SessionSave, FilesOfOthersAreRefusedByName) {
     const ModelShape shape = small_model();
     SessionOptions options;

@@ -52,6 +52,22 @@ TEST_F(SavedKv, SixtyFourTokensAreTheSameFromAFile) {
     EXPECT_GT(loading.json()["stats"]["queries_sparse"].get<uint64_t>(), 0U);
 }
 
+TEST_F(SavedKv, Q8RowsComeBackAsQ8) {
+    const std::vector<std::string> q8 = {"--host.rows", "q8", "-n", "4"};
+    const auto with = [&](std::vector<std::string> more) {
+        more.insert(more.end(), q8.begin(), q8.end());
+        return more;
+    };
+    const Outcome saving = run(with({"-p", "The sea was calm and", "--save-kv", path_}));
+    ASSERT_EQ(saving.exit_code, 0) << saving.err;
+    const Outcome loading = run(with({"--load-kv", path_}));
+    ASSERT_EQ(loading.exit_code, 0) << loading.err;
+    EXPECT_EQ(loading.json()["tokens"], saving.json()["tokens"]);
+    expect_refused({"--load-kv", path_}, "rows.k = q8: this session has f16");
+    ASSERT_EQ(run({"-p", "The sea", "-n", "1", "--save-kv", path_}).exit_code, 0);
+    expect_refused(with({"--load-kv", path_}), "rows.k = f16: this session has q8");
+}
+
 TEST_F(SavedKv, APromptGoesOnAfterTheFile) {
     ASSERT_EQ(run({"-p", "The sea was calm and", "-n", "1", "--save-kv", path_}).exit_code, 0);
     const Outcome more =

@@ -14,9 +14,18 @@ Status invalid(std::string message) {
     return Status::error(StatusCode::invalid_argument, std::move(message));
 }
 
-// Whether the tokens lie as an empty context takes them in: in slots 0, 1, 2, ...
-bool is_packed(const std::vector<uint32_t>& slots) {
-    return !slots.empty() && slots.back() + 1 == slots.size();
+// Whether the tokens lie as an empty context takes them in: in slots and at positions 0, 1, 2, ...
+Status check_packed(const std::string& path, const SequenceNotes& notes) {
+    const auto refuse = [&](const std::string& what) {
+        return invalid(fmt::format("{}: {}: not saved from llama.cpp", path, what));
+    };
+    if (notes.positions.empty()) return refuse("tokens have no positions");
+    if (notes.slots.back() + 1 != notes.slots.size()) return refuse("tokens lie with gaps");
+    for (size_t i = 0; i < notes.positions.size(); ++i) {
+        if (static_cast<size_t>(notes.positions[i]) == i) continue;
+        return refuse(fmt::format("positions[{}] = {}: must be {}", i, notes.positions[i], i));
+    }
+    return Status::ok();
 }
 
 }  // namespace
@@ -61,12 +70,8 @@ Status KvCache::fill_store(const std::string& path, SequenceNotes& notes) {
     SHOAL_TRY(session_->close(stores_[0]));
     Result<StoreId> loaded = session_->load(path, &notes);
     Status status = loaded.status();
-    if (status && (!is_packed(notes.slots) || notes.positions.empty())) {
-        status = invalid(fmt::format("{}: {}: not saved from llama.cpp", path,
-                                     notes.positions.empty() ? "tokens have no positions"
-                                                             : "tokens lie with gaps"));
-        SHOAL_TRY(session_->close(*loaded));
-    }
+    if (status) status = check_packed(path, notes);
+    if (!status && loaded) SHOAL_TRY(session_->close(*loaded));
     if (!status) loaded = session_->open();
     if (!loaded) return loaded.status();
     stores_[0] = *loaded;

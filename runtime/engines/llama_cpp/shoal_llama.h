@@ -81,7 +81,8 @@ typedef struct shoal_llama_trace_event {
 SHOAL_LLAMA_API const char* shoal_llama_trace(uint32_t event_capacity);
 SHOAL_LLAMA_API size_t shoal_llama_read_trace(shoal_llama_trace_event* events, size_t capacity,
                                               uint64_t* dropped);
-/* "step", which holds the others; "append", "score", "select", "attend", "exact", "fetch". */
+/* "step", which holds the others; "append", "score", "select", "attend", "exact", "fetch",
+ * "ahead". */
 SHOAL_LLAMA_API const char* shoal_llama_trace_stage_name(uint32_t stage);
 
 /* Writes the channel statistics of the live session. `source` names the text they were learnt
@@ -115,9 +116,9 @@ SHOAL_LLAMA_API int64_t shoal_llama_attended_rows(uint32_t layer, uint32_t query
                                                   shoal_llama_row* rows, size_t capacity);
 
 /* Writes what the live session holds to a file that any context of the same model and cache types
- * can load, whatever its configuration and length: for contexts with one sequence, whose tokens
- * these are, from position 0 on. `positions`: of each token. `logits`: of the next token, or NULL.
- * `path` holds the old file or the whole new one, whatever happens.
+ * can load, whatever its length and configuration but for host.rows: for contexts with one
+ * sequence, whose tokens these are. `positions`: of each token, 0, 1, 2 and so on. `logits`: of the
+ * next token, or NULL. `path` holds the old file or the whole new one, whatever happens.
  * shoal_llama_save_sequence (shoal_llama_host.h) checks more. */
 SHOAL_LLAMA_API const char* shoal_llama_save_rows(const char* path, const int32_t* tokens,
                                              const int32_t* positions, size_t token_count,

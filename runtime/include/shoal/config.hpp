@@ -33,7 +33,8 @@ enum class SharingHeads : uint8_t {
     index,   // one per KV head, reused by the head of the same number
 };
 // How rows on disk that a layer is about to attend are found early, so that they are read while
-// layers before it are served. Each kind after `known` reads what is known too.
+// layers before it are served. Each kind after `known` reads what is known too. Rows of a prompt
+// longer than RAM are read in turn ahead of attention, whatever the kind.
 enum class PrefetchKind : uint8_t {
     none,
     known,       // for layers that reuse a selection, and for those that attend everything
@@ -98,8 +99,8 @@ struct Config {
         bool check_rows = false;
     } host;
 
-    // Rows that do not fit in host.kv_bytes lie in an unlinked file and are read when attention
-    // needs them.
+    // All rows have a place in an unlinked file, made whole at create; those in use are in RAM,
+    // within host.kv_bytes, and the others are read when attention needs them.
     struct Disk {
         std::string dir;              // folder of that file; "": every row stays in RAM
         uint64_t kv_bytes = 0;        // most bytes of the file; 0: as many as the rows take

@@ -158,7 +158,7 @@ public:
                    const ConstTensor& k, const ConstTensor& v, StreamRef stream = {});
     // Reads rows back as ModelShape::rows, however they are kept: out is [slots, kv_head_count,
     // head_dim], dense. Slots never written read as zero. A row kept as q8, read as f16 or f32 and
-    // written again is the same row.
+    // written again is the same row, but for numbers that f16 cannot hold.
     enum class Part : uint8_t { k, v };
     Status read(LayerId layer, StoreId store, std::span<const int64_t> slots, Part part,
                 std::span<std::byte> out) const;

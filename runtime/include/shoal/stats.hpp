@@ -39,8 +39,8 @@ struct Stats {
     // Degraded modes; each has a log line.
     uint64_t dense_without_statistics = 0;  // queries served dense: no channel statistics yet
     // Rows on disk (disk.dir). A block holds the rows of a few tokens of a group.
-    uint64_t block_hits = 0;        // blocks that attention needed and found in RAM
-    uint64_t block_misses = 0;      // that it had to read
+    uint64_t block_hits = 0;        // blocks needed (to attend, write, label) that RAM held
+    uint64_t block_misses = 0;      // that had to be read then
     uint64_t blocks_prefetched = 0; // reads started before they were needed; of those:
     uint64_t blocks_prefetched_used = 0;
     uint64_t blocks_prefetched_late = 0;    // needed while they were under way
