@@ -47,6 +47,7 @@ struct BlockOwner {
     std::byte** table = nullptr;   // [block_count_max] where a block can be read now, or null
     BlockEntry* entries = nullptr; // [block_count_max]
     uint64_t file_offset = 0;      // of block 0
+    uint64_t file_stride = 0;      // bytes from a block to the next; 0: block_bytes
     uint64_t identity = 0;         // of the run, the store and its generation, the group
     uint32_t block_bytes = 0;
     std::string name;              // for messages: "store 0, layer 3"
@@ -56,7 +57,9 @@ struct BlockOwner {
     uint32_t last_block = 0;       // wanted
     uint32_t last_wave = 0;
     std::string block_name(uint32_t block) const;
-    uint64_t offset_of(uint32_t block) const { return file_offset + uint64_t{block} * block_bytes; }
+    uint64_t offset_of(uint32_t block) const {
+        return file_offset + block * (file_stride == 0 ? block_bytes : file_stride);
+    }
 };
 
 struct BlockRef {

@@ -228,6 +228,9 @@ void BlockCache::start_writes(uint32_t count) {
         writing_.add(index);
         queued_.add(&transfer);
     }
+    // Neighbours may be of several layers.
+    std::sort(queued_.items, queued_.items + queued_.count,
+              [](const Transfer* a, const Transfer* b) { return a->offset < b->offset; });
     start_queued();
 }
 

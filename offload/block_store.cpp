@@ -104,7 +104,9 @@ Status BlockStore::create_on_disk(Arena& arena, const SpillTo& spill) {
     owner_ = std::make_unique<BlockOwner>();
     owner_->table = table_.as<std::byte*>();
     owner_->entries = entries_.as<BlockEntry>();
-    owner_->file_offset = spill.cache->take_file_space(rows_bytes_max());
+    owner_->file_offset = spill.file_stride != 0 ? spill.file_offset
+                                                 : spill.cache->take_file_space(rows_bytes_max());
+    owner_->file_stride = spill.file_stride;
     owner_->identity = spill.identity;
     owner_->block_bytes = layout_.block_bytes;
     owner_->name = spill.name;
@@ -206,19 +208,40 @@ void BlockStore::prefetch(SlotRange slots) const {
 }
 
 void BlockStore::prefetch(const kernels::SlotList& slots) const {
-    if (!spills()) return;
-    uint32_t last = UINT32_MAX;
-    for (uint32_t i = 0; i < slots.count;) {
-        BlockRef refs[64];
-        uint32_t count = 0;
-        for (; count < 64 && i < slots.count; ++i) {
-            const uint32_t block = slots.at(i) >> layout_.block_tokens_log2;
-            SHOAL_ASSERT(block < block_count_);
-            if (block != last) refs[count++] = {owner_.get(), block};
-            last = block;
-        }
-        cache_->prefetch({refs, count});
+    const BlockStore* const stores[1] = {this};
+    prefetch(stores, slots);
+}
+
+uint32_t BlockStore::blocks_in(const kernels::SlotList& slots) const {
+    uint32_t count = 1;
+    for (uint32_t i = 1; i < slots.count; ++i) {
+        if ((slots.at(i - 1) ^ slots.at(i)) >> layout_.block_tokens_log2 != 0) ++count;
     }
+    return count;
+}
+
+void BlockStore::prefetch(std::span<const BlockStore* const> stores,
+                          const kernels::SlotList& slots) {
+    constexpr size_t kTogether = 128;
+    if (stores.empty() || !stores[0]->spills()) return;
+    BlockRef refs[kTogether];
+    size_t count = 0;
+    const auto start = [&] {
+        stores[0]->cache_->prefetch({refs, count});
+        count = 0;
+    };
+    uint32_t last = UINT32_MAX;
+    for (uint32_t i = 0; i < slots.count; ++i) {
+        const uint32_t block = slots.at(i) >> stores[0]->layout_.block_tokens_log2;
+        if (block == last) continue;
+        last = block;
+        for (const BlockStore* store : stores) {
+            SHOAL_ASSERT(block < store->block_count_);
+            refs[count++] = {store->owner_.get(), block};
+            if (count == kTogether) start();
+        }
+    }
+    start();
 }
 
 // In pieces of which two fit into RAM together.

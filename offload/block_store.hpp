@@ -37,6 +37,11 @@ struct SpillTo {
     BlockCache* cache = nullptr;   // null: nowhere, every row stays in RAM
     uint64_t identity = 0;         // of these rows, mixed into the checksums of their blocks
     std::string name;              // for messages: "store 0, layer 3"
+    // Where block 0 lies in the file, and how far it is from one block to the next: blocks of
+    // layers that attend the same slots lie beside each other, so that one read gets a slot's rows
+    // of all of them. Stride 0: one block after the other, in space of the cache's choice.
+    uint64_t file_offset = 0;
+    uint64_t file_stride = 0;
 };
 
 enum class HoldFor : uint8_t { reading, writing };
@@ -92,6 +97,10 @@ public:
     // Starts to read rows that are likely to be wanted, as far as memory allows.
     void prefetch(SlotRange slots) const;
     void prefetch(const kernels::SlotList& slots) const;
+    uint32_t blocks_in(const kernels::SlotList& slots) const;  // 1 or more
+    // The same rows of several stores that spill to one cache, all of a slot's together.
+    static void prefetch(std::span<const BlockStore* const> stores,
+                         const kernels::SlotList& slots);
     // `blocks` of the view keeps its address for life; entries of blocks that are not yet ensured,
     // or not in RAM, are null.
     kernels::KvView view() const;

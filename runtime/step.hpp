@@ -188,6 +188,8 @@ private:
     std::vector<SelectHistory> guess_histories_;      // [group, place]
     std::vector<kernels::SlotList> previous_lists_;   // last_lists_ of the step before
     std::vector<uint32_t> previous_stores_;           // and its stores_
+    std::vector<uint32_t> started_until_;  // [group, views_max] groups below it, of an anchor
+    std::vector<const offload::BlockStore*> family_;
     PrefetchTrial guess_trial_;
     std::vector<uint32_t> part_wants_;  // blocks that the started parts want, up to each
     uint32_t attended_store_ = 0;     // index of the store that layer_ is attended in

@@ -35,6 +35,8 @@ void Step::prepare_guesses() {
     }
     previous_lists_.resize(last_lists_.size());
     previous_stores_.reserve(s_.options.store_count_max);
+    started_until_.resize(last_lists_.size());
+    family_.reserve(s_.groups.count());
     uint32_t groups_max = 0;
     for (uint32_t l = 0; l < s_.shape.layers.size(); ++l) {
         const SlotRange groups = s_.groups.of_layer(l);
@@ -116,17 +118,31 @@ void Step::look_ahead(uint32_t store_index) {
     s_.trace.add(TraceStage::ahead, layer_, started, ended);
 }
 
-// What layer_ selected, the layers that reuse it will read: all of it goes out, in the order in
-// which it is needed.
+// What an anchor selected, the layers that reuse it will read: all of it goes out at once, token by
+// token, as it lies on disk. Of as many layers as half of the RAM holds; when they are through, of
+// those after them.
 void Step::read_reuse_ahead(uint32_t store_index, uint32_t view) {
     const Store& store = *s_.stores[stores_[store_index]];
     const SlotRange groups = s_.groups.of_layer(layer_);
     for (uint32_t g = groups.begin; g < groups.end; ++g) {
-        if (selected_[list_index(g, view)] == 0 || s_.groups.all()[g].served == 1) continue;
-        for (const Group& group : s_.groups.all()) {
-            if (group.anchor != g || group.selects()) continue;
-            store.group(group.index).rows.prefetch(last_lists_[list_index(g, view)]);
+        const uint32_t anchor = s_.groups.all()[g].anchor;
+        const size_t list = list_index(anchor, view);
+        if (selected_[list] == 0 || s_.groups.all()[anchor].served == 1) continue;
+        const kernels::SlotList& slots = last_lists_[list];
+        const offload::BlockStore& rows = store.group(anchor).rows;
+        const uint32_t layers_at_once =
+            std::max(1U, s_.cache->wave_blocks_max() / 2 / rows.blocks_in(slots));
+        uint32_t last = 0;
+        family_.clear();
+        for (const Group& group : s_.groups.all().subspan(g + 1)) {
+            if (group.anchor != anchor || family_.size() == layers_at_once) continue;
+            if (family_.empty() && group.index < started_until_[list]) break;  // they are on the way
+            family_.push_back(&store.group(group.index).rows);
+            last = group.index;
         }
+        if (family_.empty()) continue;
+        started_until_[list] = last + 1;
+        offload::BlockStore::prefetch(family_, slots);
     }
 }
 

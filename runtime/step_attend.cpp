@@ -329,6 +329,7 @@ void Step::forget_lists() {
     std::fill(view_ids_.begin(), view_ids_.end(), 0);
     std::fill(list_ids_.begin(), list_ids_.end(), UINT64_MAX);
     std::fill(selected_.begin(), selected_.end(), uint8_t{0});
+    std::fill(started_until_.begin(), started_until_.end(), 0U);
     std::fill(last_lists_.begin(), last_lists_.end(), kernels::SlotList{});
 }
 

@@ -50,9 +50,42 @@ Status take_labels(offload::Arena& arena, const Group& group, uint32_t slot_coun
     return Status::ok();
 }
 
-offload::SpillTo spill_of(const Group& group, const StoreOptions& options) {
+struct FilePlace {
+    uint64_t offset = 0;
+    uint64_t stride = 0;  // 0: a place of its own
+};
+
+// Where the blocks of each group lie in the file: those of groups that attend one selection in
+// turns, token by token, so that one read gets a token's rows of all of them.
+std::vector<FilePlace> file_places(const Groups& groups, uint32_t slot_count_max,
+                                   const StoreOptions& options) {
+    std::vector<FilePlace> places(groups.count());
+    if (options.cache == nullptr) return places;
+    for (const Group& anchor : groups.all()) {
+        if (!anchor.selects() || anchor.served == 1) continue;
+        const offload::BlockLayout layout = offload::make_block_layout(anchor.piece);
+        std::vector<uint32_t> family;
+        for (const Group& group : groups.all()) {
+            const bool fits =
+                offload::make_block_layout(group.piece).block_bytes == layout.block_bytes;
+            if (group.anchor == anchor.index && fits) family.push_back(group.index);
+        }
+        const uint64_t stride = family.size() * layout.block_bytes;
+        const uint64_t begin = options.cache->take_file_space(
+            stride * offload::block_count_of(layout, slot_count_max));
+        for (size_t i = 0; i < family.size(); ++i) {
+            places[family[i]] = {begin + i * layout.block_bytes, stride};
+        }
+    }
+    return places;
+}
+
+offload::SpillTo spill_of(const Group& group, const FilePlace& place,
+                          const StoreOptions& options) {
     if (options.cache == nullptr) return {};
     offload::SpillTo spill;
+    spill.file_offset = place.offset;
+    spill.file_stride = place.stride;
     spill.cache = options.cache;
     const uint64_t lane[] = {options.identity, group.index};
     spill.identity = XXH3_64bits(lane, sizeof lane);
@@ -63,12 +96,12 @@ offload::SpillTo spill_of(const Group& group, const StoreOptions& options) {
     return spill;
 }
 
-Status create_group(offload::Arena& arena, const Group& group, uint32_t slot_count_max,
-                    const StoreOptions& options, GroupStore& out) {
+Status create_group(offload::Arena& arena, const Group& group, const FilePlace& place,
+                    uint32_t slot_count_max, const StoreOptions& options, GroupStore& out) {
     const SummaryLimits& summaries = options.summaries;
     const offload::BlockLayout layout = offload::make_block_layout(group.piece);
     Result<offload::BlockStore> rows = offload::BlockStore::create(
-        arena, layout, slot_count_max, spill_of(group, options));
+        arena, layout, slot_count_max, spill_of(group, place, options));
     if (!rows) return rows.status();
     out.rows = std::move(*rows);
     if (!group.keeps_summaries()) return Status::ok();
@@ -122,9 +155,10 @@ Result<std::unique_ptr<Store>> Store::create(offload::Arena& arena, const Groups
     auto* checks = reinterpret_cast<std::byte*>(written + spans * groups.count());
     auto store = std::unique_ptr<Store>(
         new Store(std::move(*index), arena.is_counting() ? 0 : slot_count_max));
+    const std::vector<FilePlace> places = file_places(groups, slot_count_max, options);
     for (const Group& group : groups.all()) {
         auto made = std::make_unique<GroupStore>();
-        SHOAL_TRY(create_group(arena, group, slot_count_max, options, *made));
+        SHOAL_TRY(create_group(arena, group, places[group.index], slot_count_max, options, *made));
         made->written = {written, spans};
         written += spans;
         if (options.check_rows) {
