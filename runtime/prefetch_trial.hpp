@@ -1,4 +1,4 @@
-// Whether guessing what to read ahead pays: steps with and without it, in turns, are compared.
+// Whether guessing what to read ahead pays: how long steps take with and without it, in turns.
 #pragma once
 
 #include <algorithm>
@@ -21,12 +21,12 @@ public:
     bool guesses() const {
         return step_ < kTrialSteps ? step_ / kRunSteps % 2 == 0 : pays_;
     }
-    // A step ended that would have guessed. `cost_ns`: what it spent on fetching rows, guesses
-    // included. True when a trial has just found that guessing does not pay.
-    bool end_step(uint64_t cost_ns) {
+    // A step ended that would have guessed, and took so long. True when a trial has just found that
+    // guessing does not pay.
+    bool end_step(uint64_t step_ns) {
         if (step_ < kTrialSteps && step_ % kRunSteps != 0) {
-            Costs& costs = guesses() ? with_ : without_;
-            costs.ns[costs.count++] = cost_ns;
+            Times& times = guesses() ? with_ : without_;
+            times.ns[times.count++] = step_ns;
         }
         ++step_;
         if (step_ == kTrialSteps) return decide();
@@ -40,7 +40,7 @@ public:
     void restart() { *this = PrefetchTrial(); }
 
 private:
-    struct Costs {
+    struct Times {
         std::array<uint64_t, size_t{(kRunSteps - 1) * kRuns / 2}> ns = {};
         uint32_t count = 0;
         uint64_t median = 0;
@@ -59,8 +59,8 @@ private:
 
     uint32_t step_ = 0;
     bool pays_ = true;
-    Costs with_;
-    Costs without_;
+    Times with_;
+    Times without_;
 };
 
 }  // namespace shoal

@@ -90,9 +90,9 @@ Status Step::prepare_views_of(uint32_t store_index, const Visibility& visibility
 }
 
 Status Step::prepare_views(const Visibility& visibility) {
-    last_query_offsets_.assign(visibility.query_offsets.begin(), visibility.query_offsets.end());
     if (visibility.version != 0 && visibility.version == views_version_) return Status::ok();
     views_version_ = 0;
+    last_query_offsets_.clear();  // when it is refused, views may show what an older step saw
     const size_t spans = (size_t{s_.limits.slot_count_max} + kernels::kSpanSlots - 1) /
                          kernels::kSpanSlots;
     for (uint32_t i = 0; i < stores_.size(); ++i) {
@@ -102,6 +102,7 @@ Status Step::prepare_views(const Visibility& visibility) {
         std::fill(seen_[i].begin(), seen_[i].end(), kernels::SpanMask{});
         SHOAL_TRY(prepare_views_of(i, visibility));
     }
+    last_query_offsets_.assign(visibility.query_offsets.begin(), visibility.query_offsets.end());
     views_version_ = visibility.version;
     return Status::ok();
 }
