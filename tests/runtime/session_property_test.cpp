@@ -36,15 +36,17 @@ public:
         options.store_count_max = kStores;
         options.slots_per_store = slots_ = one_of({64, 200, 500, 900});
         options.queries_per_step_max = kQueriesMax;
-        Config largest = config_;  // that randomise_policy() makes
+        Config largest = config_;  // that randomise_policy() makes: its lists have room
         largest.budget.rows = 2000;
         largest.budget.dense_rows = 3000;
         largest.prefetch.percent = 400;
-        config_.host.kv_bytes =
-            testing::with_least_memory(largest, shape_, options).host.kv_bytes;
-        Result<std::unique_ptr<Session>> made = Session::create(config_, shape_, options);
+        largest = testing::with_least_memory(largest, shape_, options);
+        config_.host.kv_bytes = largest.host.kv_bytes;
+        Result<std::unique_ptr<Session>> made = Session::create(largest, shape_, options);
         if (!made) throw std::runtime_error(made.status().message());
         session_ = std::move(*made);
+        const Status made_smaller = session_->reconfigure(config_);
+        if (!made_smaller) throw std::runtime_error(made_smaller.message());
         for (uint32_t i = 0; i < kStores; ++i) {
             ids_.push_back(*session_->open());
             models_.emplace_back(shape_, stored_rows(config_, shape_.rows));
