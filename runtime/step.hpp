@@ -91,9 +91,9 @@ private:
     void forget_step();
     Status check_attend(const AttendCall& call) const;
     Status prepare_views(const Visibility& visibility);
-    Status prepare_views_of(uint32_t store_index, const Visibility& visibility);
-    Status prepare_query(uint32_t store_index, const Visibility& visibility, uint32_t query,
-                         QueryView* view);
+    Status check_ranges(const Visibility& visibility) const;
+    void prepare_views_of(uint32_t store_index, const Visibility& visibility);
+    void prepare_query(uint32_t store_index, std::span<const SlotRange> ranges, QueryView* view);
     Status check_written(uint32_t layer, uint32_t store_index) const;
     Status compare_rows(uint32_t layer, uint32_t store_index);
     Status find_wrong_row(const GroupStore& group, std::span<const kernels::SpanMask> seen,

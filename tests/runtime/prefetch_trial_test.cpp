@@ -49,6 +49,19 @@ TEST(PrefetchTrial, KeepsWhatPaysAndDropsWhatDoesNot) {
     EXPECT_TRUE(trial.guesses()) << "and once more";
 }
 
+// Steps that something else on the machine makes longer, more of one kind than of the other.
+TEST(PrefetchTrial, IsNotMisledByALoadedMachine) {
+    PrefetchTrial trial;
+    for (uint32_t i = 0; i < PrefetchTrial::kTrialSteps; ++i) {
+        const bool is_disturbed = i % 3 != 0 && trial.guesses();
+        const uint64_t step_ns = trial.guesses() ? 1000 : 1100;
+        EXPECT_FALSE(trial.end_step(step_ns + (is_disturbed ? 1'000'000 : 0)));
+    }
+    EXPECT_EQ(trial.with_ns(), 1000U);
+    EXPECT_EQ(trial.without_ns(), 1100U);
+    EXPECT_TRUE(trial.guesses());
+}
+
 // What an engine says of the queries to come, and what that costs it.
 struct Hints {
     float error = 0.0F;

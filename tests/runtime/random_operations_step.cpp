@@ -124,7 +124,8 @@ void RandomOperations::hint(const StepRun& step, uint32_t layer) {
     EXPECT_TRUE(session_->hint_query({layer}, as_rows(q.data(), DType::f32, n, kQueryHeads)));
 }
 
-// The last query would see a slot that no token has.
+// The last query would see a slot that no token has, and the first another view than before, which
+// must not be taken over.
 void RandomOperations::refused_attend(const StepRun& step, uint32_t layer) {
     const size_t n = step.tokens.size();
     const std::vector<float> q = random_rows(n, kQueryHeads, false);
@@ -132,6 +133,7 @@ void RandomOperations::refused_attend(const StepRun& step, uint32_t layer) {
     const Tensor to{out.data(), static_cast<uint32_t>(n), kQueryHeads, kDim,
                     kQueryHeads * kDim * sizeof(float), kDim * sizeof(float)};
     std::vector<SlotRange> ranges = step.ranges;
+    if (ranges.size() > 1 && ranges.front().end - ranges.front().begin > 1) --ranges.front().end;
     ranges.back().end = streams_[step.tokens.back().stream].plain.slot_end() + 1 + below(3);
     const Visibility visibility{step.offsets, step.range_offsets, ranges,
                                 one_in(2) ? 0 : ++version_};
