@@ -46,6 +46,11 @@ void GuessQueries::hint(uint32_t layer, uint32_t place, const ConstTensor& q, ui
     known_[index(layer_count_, place)] = 1;
 }
 
+void GuessQueries::forget() {
+    forget_hint();
+    std::fill(known_.begin(), known_.end(), uint8_t{0});
+}
+
 const float* GuessQueries::last(uint32_t layer, uint32_t place) const {
     return known_[index(layer, place)] != 0 ? at(layer, place) : nullptr;
 }

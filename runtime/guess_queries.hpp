@@ -23,6 +23,7 @@ public:
     void remember(uint32_t layer, uint32_t place, const ConstTensor& q, uint32_t row);
     void hint(uint32_t layer, uint32_t place, const ConstTensor& q, uint32_t row);
     void forget_hint() { hinted_layer_ = UINT32_MAX; }
+    void forget();
     // What a query knows of its own: [q_head_count, k_head_dim of the layer], or null.
     const float* last(uint32_t layer, uint32_t place) const;
     const float* hinted(uint32_t layer, uint32_t place) const;

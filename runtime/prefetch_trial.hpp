@@ -1,4 +1,4 @@
-// Whether guessing what to read ahead pays: steps with and without it, in turns, are compared.
+// Whether guessing what to read ahead pays: how long steps take with and without it, in turns.
 #pragma once
 
 #include <algorithm>
@@ -21,46 +21,47 @@ public:
     bool guesses() const {
         return step_ < kTrialSteps ? step_ / kRunSteps % 2 == 0 : pays_;
     }
-    // A step ended that would have guessed. `cost_ns`: what it spent on fetching rows, guesses
-    // included. True when a trial has just found that guessing does not pay.
-    bool end_step(uint64_t cost_ns) {
+    // A step ended that would have guessed, and took so long. True when a trial has just found that
+    // guessing does not pay.
+    bool end_step(uint64_t step_ns) {
         if (step_ < kTrialSteps && step_ % kRunSteps != 0) {
-            Costs& costs = guesses() ? with_ : without_;
-            costs.ns[costs.count++] = cost_ns;
+            Times& times = guesses() ? with_ : without_;
+            times.ns[times.count++] = step_ns;
         }
         ++step_;
         if (step_ == kTrialSteps) return decide();
         if (step_ == kTrialSteps + kHeldSteps) restart();
         return false;
     }
-    // Of the last trial: nanoseconds of a step, medians.
-    uint64_t with_ns() const { return with_.median; }
-    uint64_t without_ns() const { return without_.median; }
+    // Of the last trial: nanoseconds of a step, first quartiles. What else the machine does only
+    // makes steps longer: the short ones say what they take by themselves.
+    uint64_t with_ns() const { return with_.quartile; }
+    uint64_t without_ns() const { return without_.quartile; }
 
     void restart() { *this = PrefetchTrial(); }
 
 private:
-    struct Costs {
+    struct Times {
         std::array<uint64_t, size_t{(kRunSteps - 1) * kRuns / 2}> ns = {};
         uint32_t count = 0;
-        uint64_t median = 0;
-        void find_median() {
+        uint64_t quartile = 0;
+        void find_quartile() {
             std::sort(ns.begin(), ns.end());
-            median = ns[ns.size() / 2];
+            quartile = ns[ns.size() / 4];
         }
     };
 
     bool decide() {
-        with_.find_median();
-        without_.find_median();
-        pays_ = with_.median < without_.median;
+        with_.find_quartile();
+        without_.find_quartile();
+        pays_ = with_.quartile < without_.quartile;
         return !pays_;
     }
 
     uint32_t step_ = 0;
     bool pays_ = true;
-    Costs with_;
-    Costs without_;
+    Times with_;
+    Times without_;
 };
 
 }  // namespace shoal

@@ -124,6 +124,12 @@ kernels::RowPart row_part(Session::Part part) {
     return part == Session::Part::k ? kernels::RowPart::k : kernels::RowPart::v;
 }
 
+// Whether rows are guessed, and guessed rows attended, under both as under one.
+bool guess_alike(const Config& a, const Config& b) {
+    return a.prefetch == b.prefetch && a.selector == b.selector && a.sharing == b.sharing &&
+           a.budget == b.budget;
+}
+
 uint64_t random_identity() {
     std::random_device random;
     return (uint64_t{random()} << 32) | random();
@@ -401,7 +407,9 @@ Status Session::reconfigure(const Config& config) {
     SHOAL_TRY(check_reconfigure(state, config));
     SHOAL_TRY(check_scored_heads(config, state.groups));
     impl_->step->abandon();  // it looks into the lists
+    const bool alike = guess_alike(state.config, config);
     SHOAL_TRY(impl_->set_policy(config));
+    if (!alike) impl_->step->restart_guesses();
     state.set_selector();
     return Status::ok();
 }

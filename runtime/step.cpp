@@ -150,7 +150,7 @@ Status Step::begin(const StepInput& input) {
     open_ = true;
     began_ns_ = s_.trace.is_on() ? now_ns() : 0;
     could_guess_ = false;
-    fetch_ns_before_ = s_.stats.fetch_ns;
+    if (s_.disk != nullptr) began_on_disk_ns_ = s_.disk->options().clock();
     s_.stats.steps++;
     s_.stats.tokens_written += slots_.size();
     return Status::ok();
@@ -158,10 +158,12 @@ Status Step::begin(const StepInput& input) {
 
 void Step::abandon() {
     forget_step();
-    std::fill(previous_lists_.begin(), previous_lists_.end(), kernels::SlotList{});
+    previous_stores_.clear();
 }
 
 void Step::forget_step() {
+    if (open_) previous_stores_.clear();  // its lists lie where those of the step before lay
+    guess_queries_.forget_hint();
     open_ = false;
     views_version_ = 0;
     forget_lists();

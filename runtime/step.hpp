@@ -56,6 +56,8 @@ public:
     // Session::wants_hint(), Session::hint_query().
     bool wants_hint(uint32_t layer) const;
     Status hint(uint32_t layer, const ConstTensor& q);
+    // The policy changed: whether guessing pays is tried anew, with nothing remembered.
+    void restart_guesses();
 
     // `query`: row of q in the last attend.
     std::vector<uint32_t> attended_slots(uint32_t group, uint32_t query) const;
@@ -89,9 +91,9 @@ private:
     void forget_step();
     Status check_attend(const AttendCall& call) const;
     Status prepare_views(const Visibility& visibility);
-    Status prepare_views_of(uint32_t store_index, const Visibility& visibility);
-    Status prepare_query(uint32_t store_index, const Visibility& visibility, uint32_t query,
-                         QueryView* view);
+    Status check_ranges(const Visibility& visibility) const;
+    void prepare_views_of(uint32_t store_index, const Visibility& visibility);
+    void prepare_query(uint32_t store_index, std::span<const SlotRange> ranges, QueryView* view);
     Status check_written(uint32_t layer, uint32_t store_index) const;
     Status compare_rows(uint32_t layer, uint32_t store_index);
     Status find_wrong_row(const GroupStore& group, std::span<const kernels::SpanMask> seen,
@@ -180,21 +182,22 @@ private:
     std::vector<uint8_t> selected_;  // [group, views_max] in this step
     std::vector<RowShare> shares_;
     std::vector<kernels::SlotList> last_lists_;  // [group, views_max]
-    std::vector<uint32_t> last_query_offsets_;   // CSR: queries of each store in the last attend
+    // CSR: queries of each store in the last attend, which views_ show; empty: views_ show nothing.
+    std::vector<uint32_t> last_query_offsets_;
     std::vector<float> lse_;                     // [q_head_count] of the last merge
     std::vector<float> exact_lse_;  // [query_count, q_head_count of a group], if asked for
     // Reading ahead, with a disk.
     GuessQueries guess_queries_;
     std::vector<SelectHistory> guess_histories_;      // [group, place]
     std::vector<kernels::SlotList> previous_lists_;   // last_lists_ of the step before
-    std::vector<uint32_t> previous_stores_;           // and its stores_
     std::vector<uint32_t> started_until_;  // [group, views_max] groups below it, of an anchor
     std::vector<const offload::BlockStore*> family_;
+    std::vector<uint32_t> previous_stores_;           // and its stores_; empty: there are no lists
     PrefetchTrial guess_trial_;
     std::vector<uint32_t> part_wants_;  // blocks that the started parts want, up to each
     uint32_t attended_store_ = 0;     // index of the store that layer_ is attended in
     bool could_guess_ = false;        // in this step
-    uint64_t fetch_ns_before_ = 0;    // this step
+    uint64_t began_on_disk_ns_ = 0;   // this step, by the disk's clock
     struct {                        // of the recall sample
         std::vector<float> lse_list;  // [q_head_count]
         std::vector<float> lse_all;   // [q_head_count]

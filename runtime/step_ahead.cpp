@@ -238,19 +238,27 @@ void Step::look_ahead_of_next_step() {
     s_.stats.fetch_ns += spent;
 }
 
+void Step::restart_guesses() {
+    guess_trial_.restart();
+    guess_queries_.forget();
+    for (SelectHistory& history : guess_histories_) history.forget();
+}
+
+// The trial compares whole steps: what a hint costs is spent in the engine, and what a guess costs
+// besides its own time (frames, the disk, the cores), anywhere in the step.
 void Step::end_guesses() {
     if (s_.cache == nullptr) return;
     previous_lists_ = last_lists_;
     previous_stores_ = stores_;
     look_ahead_of_next_step();
     guess_queries_.forget_hint();
-    const uint64_t cost = s_.stats.fetch_ns - fetch_ns_before_;
-    if (!could_guess_ || !guess_trial_.end_step(cost)) return;
+    const uint64_t took_ns = s_.disk->options().clock() - began_on_disk_ns_;
+    if (!could_guess_ || !guess_trial_.end_step(took_ns)) return;
     ++s_.stats.prefetch_switched_off;
     if (!s_.options.log) return;
     s_.log(LogLevel::info,
-           fmt::format("guessing rows does not pay: a step spends {:.2f} ms on fetching with it "
-                       "and {:.2f} ms without. Off for {} steps (prefetch.kind)",
+           fmt::format("guessing rows does not pay: a step takes {:.2f} ms with it and {:.2f} ms "
+                       "without. Off for {} steps (prefetch.kind)",
                        1e-6 * static_cast<double>(guess_trial_.with_ns()),
                        1e-6 * static_cast<double>(guess_trial_.without_ns()),
                        PrefetchTrial::kHeldSteps));

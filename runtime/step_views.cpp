@@ -16,6 +16,11 @@ Status invalid(std::string message) {
     return Status::error(StatusCode::invalid_argument, std::move(message));
 }
 
+std::span<const SlotRange> ranges_of(const Visibility& visibility, uint32_t query) {
+    const uint32_t begin = visibility.range_offsets[query];
+    return visibility.ranges.subspan(begin, visibility.range_offsets[query + 1] - begin);
+}
+
 bool same_ranges(std::span<const SlotRange> a, std::span<const SlotRange> b) {
     return std::equal(a.begin(), a.end(), b.begin(), b.end());
 }
@@ -53,46 +58,50 @@ Status Step::check_attend(const AttendCall& call) const {
     return Status::ok();
 }
 
-Status Step::prepare_query(uint32_t store_index, const Visibility& visibility, uint32_t query,
-                           QueryView* view) {
-    const Store& store = *s_.stores[stores_[store_index]];
-    const uint32_t begin = visibility.range_offsets[query];
-    const std::span<const SlotRange> ranges =
-        visibility.ranges.subspan(begin, visibility.range_offsets[query + 1] - begin);
-    uint32_t last_end = 0;
-    for (const SlotRange& range : ranges) {
-        if (range.begin >= range.end || range.begin < last_end ||
-            range.end > store.order().slot_end()) {
-            return invalid(fmt::format("visibility.ranges of query {}: [{}, {}): must be "
-                                       "ascending, disjoint, and end at {} or before",
-                                       query, range.begin, range.end, store.order().slot_end()));
+Status Step::check_ranges(const Visibility& visibility) const {
+    for (size_t i = 0; i < stores_.size(); ++i) {
+        const uint32_t slot_end = s_.stores[stores_[i]]->order().slot_end();
+        const uint32_t query_end = visibility.query_offsets[i + 1];
+        for (uint32_t query = visibility.query_offsets[i]; query < query_end; ++query) {
+            uint32_t last_end = 0;
+            for (const SlotRange& range : ranges_of(visibility, query)) {
+                if (range.begin >= range.end || range.begin < last_end || range.end > slot_end) {
+                    return invalid(fmt::format("visibility.ranges of query {}: [{}, {}): must be "
+                                               "ascending, disjoint, and end at {} or before",
+                                               query, range.begin, range.end, slot_end));
+                }
+                last_end = range.end;
+            }
         }
-        last_end = range.end;
-        mark_visible(seen_[store_index], range);
     }
-    if (view == nullptr) return Status::ok();
-    uint64_t& id = view_ids_[static_cast<size_t>(view - views_.data())];
-    if (id == 0 || !same_ranges(view->ranges(), ranges)) id = ++view_id_last_;
-    view->prepare(ranges, store.order(), s_.config.safety);
     return Status::ok();
 }
 
-Status Step::prepare_views_of(uint32_t store_index, const Visibility& visibility) {
+void Step::prepare_query(uint32_t store_index, std::span<const SlotRange> ranges,
+                         QueryView* view) {
+    for (const SlotRange& range : ranges) mark_visible(seen_[store_index], range);
+    if (view == nullptr) return;
+    uint64_t& id = view_ids_[static_cast<size_t>(view - views_.data())];
+    if (id == 0 || !same_ranges(view->ranges(), ranges)) id = ++view_id_last_;
+    view->prepare(ranges, s_.stores[stores_[store_index]]->order(), s_.config.safety);
+}
+
+void Step::prepare_views_of(uint32_t store_index, const Visibility& visibility) {
     const uint32_t begin = visibility.query_offsets[store_index];
     const uint32_t end = visibility.query_offsets[store_index + 1];
     const bool sparse = end - begin <= s_.config.budget.sparse_queries_max;
     QueryView* view = sparse ? &views_[view_first(store_index)] : nullptr;
     for (uint32_t query = begin; query < end; ++query) {
-        SHOAL_TRY(prepare_query(store_index, visibility, query, view));
+        prepare_query(store_index, ranges_of(visibility, query), view);
         if (view != nullptr) ++view;
     }
-    return Status::ok();
 }
 
+// What is refused changes no view: those of the step before may be of other stores, and what the
+// views show is read ahead.
 Status Step::prepare_views(const Visibility& visibility) {
-    last_query_offsets_.assign(visibility.query_offsets.begin(), visibility.query_offsets.end());
     if (visibility.version != 0 && visibility.version == views_version_) return Status::ok();
-    views_version_ = 0;
+    SHOAL_TRY(check_ranges(visibility));
     const size_t spans = (size_t{s_.limits.slot_count_max} + kernels::kSpanSlots - 1) /
                          kernels::kSpanSlots;
     for (uint32_t i = 0; i < stores_.size(); ++i) {
@@ -100,8 +109,9 @@ Status Step::prepare_views(const Visibility& visibility) {
         seen_[i] = {s_.workspace.seen.as<kernels::SpanMask>() + i * spans,
                     (store.order().slot_end() + kernels::kSpanSlots - 1) / kernels::kSpanSlots};
         std::fill(seen_[i].begin(), seen_[i].end(), kernels::SpanMask{});
-        SHOAL_TRY(prepare_views_of(i, visibility));
+        prepare_views_of(i, visibility);
     }
+    last_query_offsets_.assign(visibility.query_offsets.begin(), visibility.query_offsets.end());
     views_version_ = visibility.version;
     return Status::ok();
 }

@@ -1,9 +1,8 @@
-// Reading ahead from disk: answers never depend on it, what is known is read in time, and a guess
-// that does not pay is given up.
+// Reading ahead from disk: answers never depend on it, and what is known is read in time. Whether a
+// guess pays: prefetch_trial_test.cpp.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 
 #include "runtime/prefetch_trial.hpp"
@@ -160,62 +159,6 @@ TEST(PrefetchHint, IsOfNoUseInRam) {
     driver.step(1);
     EXPECT_FALSE(driver.session().wants_hint({1}));
     EXPECT_EQ(driver.session().stats().prefetch_guesses, 0U);
-}
-
-// A whole trial; returns whether it ended with "does not pay".
-bool run_trial(PrefetchTrial& trial, uint64_t with_ns, uint64_t without_ns) {
-    bool off = false;
-    for (uint32_t i = 0; i < PrefetchTrial::kTrialSteps; ++i) {
-        const bool first = i % PrefetchTrial::kRunSteps == 0;
-        const uint64_t noise = first ? 1'000'000'000 : i % 3;
-        off = trial.end_step((trial.guesses() ? with_ns : without_ns) + noise);
-    }
-    return off;
-}
-
-TEST(PrefetchTrial, KeepsWhatPaysAndDropsWhatDoesNot) {
-    PrefetchTrial trial;
-    EXPECT_TRUE(trial.guesses());
-    EXPECT_FALSE(run_trial(trial, 1000, 2000));
-    EXPECT_NEAR(static_cast<double>(trial.with_ns()), 1000, 3);
-    EXPECT_NEAR(static_cast<double>(trial.without_ns()), 2000, 3);
-    for (uint32_t i = 0; i < PrefetchTrial::kHeldSteps; ++i) {
-        ASSERT_TRUE(trial.guesses());
-        ASSERT_FALSE(trial.end_step(5000));
-    }
-    EXPECT_TRUE(run_trial(trial, 2000, 2000 - 10)) << "tried again, and lost";
-    for (uint32_t i = 0; i < PrefetchTrial::kHeldSteps; ++i) {
-        ASSERT_FALSE(trial.guesses());
-        ASSERT_FALSE(trial.end_step(1));
-    }
-    EXPECT_TRUE(trial.guesses()) << "and once more";
-}
-
-TEST(PrefetchTrial, SwitchesAUselessGuessOffInASession) {
-    SHOAL_SKIP_IN_RERUNS();
-    Config config = disk_config(PrefetchKind::query, 0);
-    config.prefetch.percent = 400;
-    SessionOptions options;
-    options.slots_per_store = kSlots;
-    options.queries_per_step_max = 1024;
-    std::vector<std::string> lines;
-    options.log = [&](LogLevel, const std::string& line) { lines.push_back(line); };
-    auto made = Session::create(config, shape(), options);
-    ASSERT_TRUE(made) << made.status().message();
-    Driver driver(std::move(*made), shape());
-    driver.hint(-100.0F);  // points elsewhere than the query
-    for (uint32_t i = 0; i < 4; ++i) driver.step(500);
-    for (uint32_t i = 0; i < PrefetchTrial::kTrialSteps; ++i) driver.step(1);
-    EXPECT_EQ(driver.session().stats().prefetch_switched_off, 1U);
-    EXPECT_EQ(std::count_if(lines.begin(), lines.end(),
-                            [](const std::string& line) {
-                                return line.find("guessing rows does not pay") == 0;
-                            }),
-              1);
-    const uint64_t guesses = driver.session().stats().prefetch_guesses;
-    for (uint32_t i = 0; i < 8; ++i) driver.step(1);
-    EXPECT_EQ(driver.session().stats().prefetch_guesses, guesses);
-    EXPECT_FALSE(driver.session().wants_hint({2}));
 }
 
 }  // namespace

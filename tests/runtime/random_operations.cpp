@@ -43,6 +43,8 @@ RandomOperations::RandomOperations(uint64_t seed, const std::string& profile, bo
     config_.sharing.heads = policy.heads;
     config_.budget.adaptive = policy.adaptive;
     config_.host.rows = policy.rows;
+    if (policy.on_disk) config_.disk.dir = ::testing::TempDir();
+    randomise_prefetch();
     const DType kept = stored_rows(config_, shape_.rows).k;
     SessionOptions options;
     options.store_count_max = kStores;
@@ -67,6 +69,8 @@ void RandomOperations::add_to(Counts& counts) const {
     counts.copies += counts_.copies;
     counts.shifts += counts_.shifts;
     counts.restores += counts_.restores;
+    counts.refused += counts_.refused;
+    counts.given_up += counts_.given_up;
     counts.answers += counts_.answers;
     counts.zeros += counts_.zeros;
     const Stats stats = session_->stats();
@@ -75,6 +79,8 @@ void RandomOperations::add_to(Counts& counts) const {
     counts.stats.queries_exact += stats.queries_exact;
     counts.stats.selections += stats.selections;
     counts.stats.selections_reused += stats.selections_reused;
+    counts.stats.prefetch_guesses += stats.prefetch_guesses;
+    counts.stats.prefetch_hints += stats.prefetch_hints;
 }
 
 void RandomOperations::run(uint32_t operations) {
@@ -381,9 +387,16 @@ void RandomOperations::reconfigure() {
     config_.budget.dense_layers = !reuses_ && one_in(3) ? std::vector<uint32_t>{1}
                                                         : std::vector<uint32_t>{};
     config_.safety = {below(5), 1 + below(9)};
+    if (one_in(2)) randomise_prefetch();
     session_->end_step().is_ok();  // of a step that was given up, if any
     const Status status = session_->reconfigure(config_);
     ASSERT_TRUE(status) << status.message();
+}
+
+void RandomOperations::randomise_prefetch() {
+    if (config_.disk.dir.empty()) return;
+    config_.prefetch.kind = static_cast<PrefetchKind>(below(5));
+    config_.prefetch.percent = 100 + below(301);
 }
 
 }  // namespace shoal::testing

@@ -21,6 +21,7 @@ struct OperationsPolicy {
     SharingHeads heads = SharingHeads::shared;
     bool adaptive = false;
     HostRows rows = HostRows::engine;
+    bool on_disk = false;  // in any case; else as the rerun has it
 };
 
 class RandomOperations {
@@ -32,6 +33,8 @@ public:
         uint64_t copies = 0;
         uint64_t shifts = 0;
         uint64_t restores = 0;
+        uint64_t refused = 0;   // attends of slots that do not exist
+        uint64_t given_up = 0;  // steps, some layers served
         uint64_t answers = 0;  // queries whose answer was compared
         uint64_t zeros = 0;    // channels that no visible row has anything in
         Stats stats;
@@ -122,6 +125,7 @@ private:
     void reopen();
     void abandon();
     void reconfigure();
+    void randomise_prefetch();
     void save();
     void restore();
     void restore_stream();
@@ -131,6 +135,10 @@ private:
     bool add_tokens(std::vector<Token>& tokens, uint32_t sequence, uint32_t stream, uint32_t count);
     void run_step(std::vector<Token> tokens, bool twins);
     StepRun plan_step(std::vector<Token> tokens, bool twins);
+    void append_layer(const StepRun& step, uint32_t layer);
+    void hint(const StepRun& step, uint32_t layer);
+    void refused_attend(const StepRun& step, uint32_t layer);
+    void give_up(const StepRun& step);
     void attend(const StepRun& step, uint32_t layer, const Visibility& visibility);
     void check_answer(const StepRun& step, uint32_t layer, uint32_t query, const float* q,
                       const float* out);

@@ -82,28 +82,74 @@ void RandomOperations::run_step(std::vector<Token> tokens, bool twins) {
     ASSERT_TRUE(begun) << begun.message();
     const Visibility visibility{step.offsets, step.range_offsets, step.ranges,
                                 one_in(4) ? 0 : ++version_};
+    const uint32_t given_up_at = !twins && one_in(15) ? below(kLayers) : kNone;
     for (uint32_t l = 0; l < kLayers; ++l) {
-        const std::vector<float> k = random_rows(slots.size(), kHeads, twins);
-        const std::vector<float> v =
-            named_ && !twins ? named_rows(step) : random_rows(slots.size(), kHeads, twins);
-        const ConstTensor k_rows = as_rows(k.data(), DType::f32, slots.size(), kHeads);
-        const ConstTensor v_rows = as_rows(v.data(), DType::f32, slots.size(), kHeads);
-        if (one_in(2)) {
-            ASSERT_TRUE(session_->append({l}, k_rows, v_rows));
-        } else {
-            ASSERT_TRUE(session_->append({l}, k_rows, {}));
-            ASSERT_TRUE(session_->append({l}, {}, v_rows));
-        }
-        for (size_t i = 0; i < slots.size(); ++i) {
-            PlainStore& plain = streams_[step.tokens[i].stream].plain;
-            plain.write(l, true, step.tokens[i].slot, k.data() + i * kRowFloats);
-            plain.write(l, false, step.tokens[i].slot, v.data() + i * kRowFloats);
-        }
+        hint(step, l + 1);
+        append_layer(step, l);
+        if (one_in(10)) refused_attend(step, l);
+        if (l == given_up_at && one_in(2)) return give_up(step);
         attend(step, l, visibility);
         if (::testing::Test::HasFailure()) return;
+        if (l == given_up_at) return give_up(step);
     }
     ASSERT_TRUE(session_->end_step());
     ++counts_.steps;
+}
+
+void RandomOperations::append_layer(const StepRun& step, uint32_t layer) {
+    const size_t n = step.tokens.size();
+    const std::vector<float> k = random_rows(n, kHeads, step.twins);
+    const std::vector<float> v =
+        named_ && !step.twins ? named_rows(step) : random_rows(n, kHeads, step.twins);
+    const ConstTensor k_rows = as_rows(k.data(), DType::f32, n, kHeads);
+    const ConstTensor v_rows = as_rows(v.data(), DType::f32, n, kHeads);
+    if (one_in(2)) {
+        ASSERT_TRUE(session_->append({layer}, k_rows, v_rows));
+    } else {
+        ASSERT_TRUE(session_->append({layer}, k_rows, {}));
+        ASSERT_TRUE(session_->append({layer}, {}, v_rows));
+    }
+    for (size_t i = 0; i < n; ++i) {
+        PlainStore& plain = streams_[step.tokens[i].stream].plain;
+        plain.write(layer, true, step.tokens[i].slot, k.data() + i * kRowFloats);
+        plain.write(layer, false, step.tokens[i].slot, v.data() + i * kRowFloats);
+    }
+}
+
+// Right or wrong, an answer must not depend on it.
+void RandomOperations::hint(const StepRun& step, uint32_t layer) {
+    if (layer >= kLayers || !session_->wants_hint({layer}) || one_in(4)) return;
+    const size_t n = step.tokens.size();
+    const std::vector<float> q = random_rows(n, kQueryHeads, false);
+    EXPECT_TRUE(session_->hint_query({layer}, as_rows(q.data(), DType::f32, n, kQueryHeads)));
+}
+
+// The last query would see a slot that no token has, and the first another view than before, which
+// must not be taken over.
+void RandomOperations::refused_attend(const StepRun& step, uint32_t layer) {
+    const size_t n = step.tokens.size();
+    const std::vector<float> q = random_rows(n, kQueryHeads, false);
+    std::vector<float> out(q.size());
+    const Tensor to{out.data(), static_cast<uint32_t>(n), kQueryHeads, kDim,
+                    kQueryHeads * kDim * sizeof(float), kDim * sizeof(float)};
+    std::vector<SlotRange> ranges = step.ranges;
+    if (ranges.size() > 1 && ranges.front().end - ranges.front().begin > 1) --ranges.front().end;
+    ranges.back().end = streams_[step.tokens.back().stream].plain.slot_end() + 1 + below(3);
+    const Visibility visibility{step.offsets, step.range_offsets, ranges,
+                                one_in(2) ? 0 : ++version_};
+    const Status refused = session_->attend({layer}, as_rows(q.data(), DType::f32, n, kQueryHeads),
+                                            visibility, to);
+    ASSERT_EQ(refused.code(), StatusCode::invalid_argument) << refused.message();
+    ++counts_.refused;
+}
+
+// The engine ends the step half way, or forgets it. Its cells are free again.
+void RandomOperations::give_up(const StepRun& step) {
+    for (const Token& token : step.tokens) streams_[token.stream].cells[token.slot] = {};
+    if (one_in(2)) {
+        ASSERT_TRUE(session_->end_step());
+    }
+    ++counts_.given_up;
 }
 
 void RandomOperations::attend(const StepRun& step, uint32_t layer, const Visibility& visibility) {

@@ -94,7 +94,8 @@ public:
     }
 
     struct Attended {
-        std::vector<double> out;  // [v_head_dim]
+        std::vector<double> out;        // [v_head_dim]
+        std::vector<double> magnitude;  // the same of |v|: rounding is relative to what is added
         double lse = 0;
     };
     // q: [k_head_dim] of one query head.
@@ -116,13 +117,18 @@ public:
         double sum = 0;
         Attended result;
         result.out.resize(s.v_head_dim);
+        result.magnitude.resize(s.v_head_dim);
         for (size_t i = 0; i < slots.size(); ++i) {
             const double weight = std::exp(scores[i] - best);
             const float* v = v_[layer].at(slots[i]).data() + size_t{kv_head} * s.v_head_dim;
             sum += weight;
-            for (uint32_t c = 0; c < s.v_head_dim; ++c) result.out[c] += weight * v[c];
+            for (uint32_t c = 0; c < s.v_head_dim; ++c) {
+                result.out[c] += weight * v[c];
+                result.magnitude[c] += weight * std::abs(double{v[c]});
+            }
         }
         for (double& x : result.out) x /= sum;
+        for (double& x : result.magnitude) x /= sum;
         result.lse = best + std::log(sum);
         return result;
     }

@@ -58,6 +58,7 @@ struct Config {
         CombineKind combine = CombineKind::sum;
         // Tokens of a page of page_bounds and hybrid: 4, 8, 16, 32 or 64.
         uint32_t page = 16;
+        bool operator==(const Selector&) const = default;
     } selector;
 
     struct Budget {
@@ -71,6 +72,7 @@ struct Config {
         uint32_t dense_below = 0;
         // A store that brings more queries than this to a step gets exact attention; 1 .. 64
         uint32_t sparse_queries_max = 8;
+        bool operator==(const Budget&) const = default;
     } budget;
 
     struct Sharing {
@@ -79,6 +81,7 @@ struct Config {
         // it selected, but for dense layers; those before the first select for themselves.
         std::vector<uint32_t> anchors;
         SharingHeads heads = SharingHeads::shared;
+        bool operator==(const Sharing&) const = default;
     } sharing;
 
     struct Safety {
@@ -111,6 +114,7 @@ struct Config {
         PrefetchKind kind = PrefetchKind::query;
         // Rows that a query's guess reads, of those that the layer selects; 100 .. 400.
         uint32_t percent = 100;
+        bool operator==(const Prefetch&) const = default;
     } prefetch;
 
     struct Profile {

@@ -175,7 +175,9 @@ public:
                   const Tensor& out, float* lse = nullptr, StreamRef stream = {});
 
     // Whether a hint for this layer would be of use now: rows lie on disk, prefetch.kind is "query"
-    // and pays, and the layer selects.
+    // and pays, and the layer selects. Ask before a hint is computed: whether guesses pay is found
+    // by timing whole steps, begin_step() to end_step(), with and without them, so that what hints
+    // cost the engine counts, wherever they are computed.
     bool wants_hint(LayerId layer) const;
     // What the layer's query will be about, known before it: rows that it selects are read while
     // the layer before it is served. Of use when given before attend() of that layer, in the same
