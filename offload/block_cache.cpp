@@ -23,6 +23,12 @@ constexpr uint32_t kForgotten = 0;
 // Reads that are handed to the disk together; neighbours among them become one.
 constexpr uint32_t kStartedTogether = 256;
 
+const char* late_text(bool was_read_again) {
+    return was_read_again ? "disk did not answer in time (disk.deadline_ms), twice"
+                          : "disk did not answer in time (disk.deadline_ms), and there is no room "
+                            "in RAM to read it again";
+}
+
 }  // namespace
 
 std::string BlockOwner::block_name(uint32_t block) const {
@@ -244,6 +250,7 @@ void BlockCache::prefetch(std::span<const BlockRef> blocks) {
 void BlockCache::start_read(uint32_t index, const BlockRef& ref) {
     Frame& frame = frames_[index];
     frame.state = FrameState::reading;
+    frame.read_again = false;
     Transfer& transfer = frame.transfer;
     transfer.state.store(TransferState::idle, std::memory_order_relaxed);  // until it is started
     transfer.kind = TransferKind::read;
@@ -288,7 +295,7 @@ Status BlockCache::await_reads(std::span<uint32_t> frames) {
             status = Status::error(
                 corrupt ? StatusCode::corrupt : StatusCode::unavailable,
                 fmt::format("{}: {}", frame.owner->block_name(frame.block),
-                            late      ? "disk did not answer in time (disk.deadline_ms), twice"
+                            late      ? late_text(frame.read_again)
                             : corrupt ? "what was read from disk is not what was written there"
                                       : fmt::format("could not be read from disk: {}",
                                                     std::strerror(frame.transfer.error))));
@@ -314,6 +321,7 @@ void BlockCache::retry_late_reads(std::span<uint32_t> frames) {
         own(other, ref);
         hold(other);
         start_read(other, ref);
+        frames_[other].read_again = true;
         index = other;
         again = true;
     }
