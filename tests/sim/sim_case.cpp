@@ -50,6 +50,7 @@ Config random_config(std::mt19937_64& random) {
     config.profile.tokens = 256;
     config.host.threads = 1;
     config.host.check_rows = random() % 8 == 0;
+    if (random() % 4 == 0) config.host.rows = HostRows::q8;
     config.sharing.kind = static_cast<SharingKind>(random() % 3);
     config.prefetch.kind = static_cast<PrefetchKind>(random() % 5);
     config.prefetch.percent = 100 + static_cast<uint32_t>(random() % 301);
