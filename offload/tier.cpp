@@ -150,6 +150,11 @@ void Tier::finish(Transfer& transfer, int error) {
 
 bool Tier::do_poll(uint64_t) { return false; }
 
+void Tier::use_memory(std::span<std::byte> memory) {
+    SHOAL_ASSERT(outer_ == nullptr && started_ == finished_);
+    do_use_memory(memory);
+}
+
 void Tier::cancel(std::span<Transfer* const> transfers) {
     for (Transfer* transfer : transfers) {
         if (transfer->in_flight()) transfer->canceled.store(true, std::memory_order_relaxed);

@@ -86,7 +86,7 @@ struct TierCounters {
     uint64_t deadlines_missed = 0;   // in flight when it passed, once each
     uint64_t canceled = 0;           // before a device had them
     uint64_t failures = 0;           // transfers that failed for good
-    uint64_t paths_refused = 0;      // ways to the device that this machine refuses: io_uring
+    uint64_t paths_refused = 0;      // what this machine refuses: io_uring, registered memory
     uint64_t cpu_ns = 0;             // of the tier's own threads
 };
 
@@ -125,6 +125,10 @@ public:
     // same.
     void cancel(std::span<Transfer* const> transfers);
     TierCounters counters() const;
+    // Memory that most transfers go to from now on, in place of what was named before. It stays
+    // mapped until other memory, or none, is named, or the tier is gone. Transfers elsewhere work
+    // as well. Nothing is in flight.
+    void use_memory(std::span<std::byte> memory);
 
 protected:
     // `alignment`: a power of two; offset, data and bytes of every transfer are multiples of it.
@@ -137,6 +141,9 @@ protected:
     void wrap(Tier& inner) { inner.outer_ = this; }
     static void start_in(Tier& inner, std::span<Transfer* const> transfers) {
         inner.do_start(transfers);
+    }
+    static void use_memory_in(Tier& inner, std::span<std::byte> memory) {
+        inner.do_use_memory(memory);
     }
     static void cancel_in(Tier& inner) { inner.do_cancel(); }
     static bool poll_in(Tier& inner, uint64_t deadline_ns) { return inner.do_poll(deadline_ns); }
@@ -151,6 +158,7 @@ private:
     // A tier without threads of its own makes some progress, until `deadline_ns` at most, and
     // returns true. false: there are threads that do.
     virtual bool do_poll(uint64_t deadline_ns);
+    virtual void do_use_memory(std::span<std::byte>) {}
     // Adds what the shell does not know.
     virtual void do_count(TierCounters&) const {}
     virtual void do_finish(Transfer& transfer, int error) { finish(transfer, error); }
