@@ -105,7 +105,6 @@ Status BlockStore::create_on_disk(Arena& arena, const SpillTo& spill) {
     owner_->table = table_.as<std::byte*>();
     owner_->entries = entries_.as<BlockEntry>();
     owner_->file_offset = spill.cache->take_file_space(rows_bytes_max());
-    owner_->identity = spill.identity;
     owner_->block_bytes = layout_.block_bytes;
     owner_->name = spill.name;
     cache_ = spill.cache;
