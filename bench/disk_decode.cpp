@@ -8,8 +8,8 @@
 // for rows in RAM; 0 (default): as little as works, so that nearly every selected row is read.
 // tidal: layers 2 and 13 select, the others reuse that (as TidalDecode has Llama-3-8B); each is
 // measured with and without reading ahead what is known.
-// TRACE: `layer`, and what is attended is what a real model selected (bench/llama_trace.cpp), spread
-// over TOKENS as bench/replay_selector.hpp says, after scoring and selecting as without; the first
+// TRACE: `layer`, and what is attended is what a real model selected (bench/llama_trace.cpp),
+// spread over TOKENS as bench/replay_selector.hpp says, after scoring and selecting as without; the first
 // third of its steps fill the cache and are not counted.
 // Without one, keys are random and queries new in every step: neighbouring steps select nothing in
 // common but by chance, which is the worst case for a cache.
@@ -218,8 +218,8 @@ public:
         const auto per_step = [&](uint64_t count) { return each * static_cast<double>(count); };
         fmt::print("{:5} rows, ahead {:5}: {:7.1f} ms a step, waits {:7.1f}; reads {:6.1f} MB "
                    "({:.2f} % of the KV, {:.3f} of what is attended and not in RAM) in {:.0f} "
-                   "reads, {:.0f} a second, {:.2f} us of the I/O thread each, {:.1f} ms CPU a step; "
-                   "{:.1f} % found in RAM; read ahead {:.0f} used, {:.0f} "
+                   "reads, {:.0f} a second, {:.2f} us of the I/O thread each, {:.1f} ms CPU a "
+                   "step; {:.1f} % found in RAM; read ahead {:.0f} used, {:.0f} "
                    "late, {:.0f} wasted; whole KV / step {:.1f}x\n",
                    rows, prefetch == PrefetchKind::none ? "none" : "known",
                    1e3 * median(seconds), 1e-6 * per_step(stats.exposed_wait_ns), 1e-6 * read,

@@ -23,9 +23,9 @@ constexpr uint32_t kForgotten = 0;
 // Reads that are handed to the disk together; neighbours among them become one.
 constexpr uint32_t kStartedTogether = 256;
 
-// Memory that the tier may register with the kernel, which takes all of it at once: 3.9 GiB took 8 s
-// of create() and more. It saves .2 of 2.9 us of processor time of a read, and no time of a step
-// (bench/disk_decode, runtime/docs/decisions.md 43).
+// Memory that the tier may register with the kernel, which takes all of it at once: of 3.9 GiB,
+// create() took more than 8 s. It saves .2 of 2.9 us of processor time of a read, and no time of a
+// step (bench/disk_decode, runtime/docs/decisions.md 43).
 constexpr size_t kUsedMemoryMost = size_t{256} << 20;
 
 const char* late_text(bool was_read_again) {

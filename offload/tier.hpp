@@ -112,8 +112,8 @@ public:
     // writes of the same bytes in flight together have no order. The device gets them about in the
     // order in which they are listed here, earlier calls first, reads before writes.
     void start(std::span<Transfer* const> transfers);
-    // Waits until each of these has ended, or has missed its deadline; what has missed it
-    // already is not waited for. Compares what was read with its checksum, here, on the calling thread; what
+    // Waits until each of these has ended, or has missed its deadline; what missed it before is not
+    // waited for. Compares what was read with its checksum, here, on the calling thread; what
     // differs, and what failed with an error that may pass, is tried once more, beside late ones
     // too. Ok: all are `done`. `unavailable`: some are in flight still, or failed. `corrupt`: some
     // are not what was written. Which: their `state` and `error`.

@@ -116,8 +116,9 @@ Status UringQueue::use_memory(std::span<std::byte> memory) {
         return Status::ok();
     }
     memory_feature_ = "no registered memory";
-    return Status::error(StatusCode::unavailable,
-                         error_text(-result) + (result == -ENOMEM ? "; the limit is ulimit -l" : ""));
+    std::string why = error_text(-result);
+    if (result == -ENOMEM) why += "; the limit is ulimit -l";
+    return Status::error(StatusCode::unavailable, std::move(why));
 }
 
 void UringQueue::attach() {
