@@ -9,8 +9,8 @@
 // tidal: layers 2 and 13 select, the others reuse that (as TidalDecode has Llama-3-8B); each is
 // measured with and without reading ahead what is known.
 // TRACE: `layer`, and what is attended is what a real model selected (bench/llama_trace.cpp),
-// spread over TOKENS as bench/replay_selector.hpp says, after scoring and selecting as without; the first
-// third of its steps fill the cache and are not counted.
+// spread over TOKENS as bench/replay_selector.hpp says, after scoring and selecting as without; the
+// first third of its steps fill the cache and are not counted.
 // Without one, keys are random and queries new in every step: neighbouring steps select nothing in
 // common but by chance, which is the worst case for a cache.
 #include <sys/statvfs.h>
