@@ -265,8 +265,7 @@ private:
     void reconfigure() {
         Config changed = ram_->config();
         if (random_() % 2 == 0) changed.budget.rows = up_to(200);
-        changed.prefetch.kind = static_cast<PrefetchKind>(random_() % 5);
-        changed.prefetch.percent = 100 + static_cast<uint32_t>(random_() % 301);
+        changed.prefetch = random_prefetch(random_);
         Config on_disk = changed;
         on_disk.disk = spilled_->config().disk;
         on_disk.host = spilled_->config().host;

@@ -86,6 +86,12 @@ void Disk::note(uint64_t event) {
     digest_ ^= digest_ >> 29;
 }
 
+void Disk::end_late(const Place& place, bool is_whole) {
+    --late_count_;
+    events_.push_back({Fault::late, place});
+    if (!is_whole) overdue_.push_back(place);
+}
+
 // Operations wait here until the clock, which moves when somebody waits, has passed their time.
 class SimQueue final : public IoQueue {
 public:
@@ -117,11 +123,10 @@ public:
                 ++i;
                 continue;
             }
-            const IoOperation operation = pending_[i].operation;
-            disk_.late_count_ -= pending_[i].is_late ? 1 : 0;
+            const Pending ended = pending_[i];
             pending_[i] = pending_.back();
             pending_.pop_back();
-            complete(operation);
+            complete(ended);
         }
         const size_t count = std::min(completions.size(), ready_.size());
         for (size_t i = 0; i < count; ++i) {
@@ -162,7 +167,8 @@ private:
         return {operation.offset, bytes};
     }
 
-    void complete(const IoOperation& operation) {
+    void complete(const Pending& ended) {
+        const IoOperation& operation = ended.operation;
         Ready ready{{operation.tag, -error_of(operation)}, Fault::none};
         if (ready.completion.result == 0) {
             uint64_t bytes = place_of(operation).bytes;
@@ -173,11 +179,24 @@ private:
             move(operation, bytes);
             ready.completion.result = static_cast<int64_t>(bytes);
         }
+        settle(ended, ready.completion.result);
         put_anywhere(ready);
         if (disk_.draw(Fault::duplicate)) put_anywhere({ready.completion, Fault::duplicate});
         if (disk_.draw(Fault::foreign)) {
             put_anywhere({{disk_.random_() | uint64_t{1} << 62, Disk::kUnit}, Fault::foreign});
         }
+    }
+
+    void settle(const Pending& ended, int64_t result) {
+        const Place place = place_of(ended.operation);
+        const bool is_whole = result == static_cast<int64_t>(place.bytes);
+        if (is_whole) {
+            std::erase_if(disk_.overdue_, [&](const Place& overdue) {
+                return overdue.overlaps(place) &&
+                       overdue.offset + overdue.bytes <= place.offset + place.bytes;
+            });
+        }
+        if (ended.is_late) disk_.end_late(place, is_whole);
     }
 
     // 0: none.

@@ -83,8 +83,9 @@ public:
     bool befell_twice(std::initializer_list<Fault> faults, const Place& place) const;
     // Whether some of what was written here last is not here.
     bool is_damaged(const Place& place) const;
-    // An operation that is in flight and late: it may hold up others.
-    bool has_late() const { return late_count_ > 0; }
+    // An operation that is late and in flight, or has moved a part of its bytes, or none: it may
+    // hold up others, and what follows it for the same bytes has no time left.
+    bool has_late() const { return late_count_ > 0 || !overdue_.empty(); }
 
     // Of every operation in its order: the same for the same seed and use.
     uint64_t digest() const { return digest_; }
@@ -100,6 +101,7 @@ private:
     void count(Fault fault, const Place& place);
     // What is written to `to` is not whole, or not what belongs there; or it is again.
     void set_damaged(const Place& to, bool damaged);
+    void end_late(const Place& place, bool is_whole);
     void note(uint64_t event);
 
     const DiskPlan plan_;
@@ -113,6 +115,7 @@ private:
     size_t call_first_ = 0;         // of events_ since begin_call()
     std::vector<bool> damaged_;     // by kUnit
     uint64_t late_count_ = 0;       // operations in flight
+    std::vector<Place> overdue_;    // of late ones that ended otherwise than whole
     uint64_t now_ns_ = 1;
     uint64_t digest_ = 0;
     uint64_t errors_left_ = 0;      // operations that fail still
