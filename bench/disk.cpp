@@ -10,7 +10,6 @@
 // CPU      of the whole process, per block, without and with checksums
 // Each row: the medians of the rounds. fio (io_uring, registered buffers and file) runs between two
 // measurements with its own amount of memory; the ratio is a median of ratios.
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -29,15 +28,6 @@ using offload::IoPathKind;
 using offload::SpillFile;
 using offload::Transfer;
 using offload::TransferKind;
-
-double cpu_s() {
-    rusage usage{};
-    getrusage(RUSAGE_SELF, &usage);
-    const auto seconds = [](const timeval& time) {
-        return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
-    };
-    return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
 
 [[noreturn]] void stop(const std::string& why) {
     std::fprintf(stderr, "bench_disk: %s\n", why.c_str());
@@ -62,17 +52,17 @@ class Bed {
 public:
     Bed(const std::string& dir, uint64_t bytes, uint32_t depth, IoPathKind path,
         const HugeBuffer& memory)
-        : memory_(memory), buffers_{{memory.data(), memory.bytes()}} {
+        : memory_(memory) {
         auto file = SpillFile::create(dir, bytes);
         if (!file) stop(file.status().message());
         file_number_ = file->descriptor();
         DiskTierOptions options;
         options.depth = depth;
         options.path = path;
-        options.buffers = buffers_;
         auto tier = DiskTier::create(std::move(*file), options);
         if (!tier) stop(tier.status().message());
         tier_ = std::move(*tier);
+        tier_->use_memory({memory.data(), memory.bytes()});
         write_ = run(TransferKind::write, 1 << 20, bytes >> 20, Pattern::sequential, {});
     }
 
@@ -148,7 +138,6 @@ private:
     }
 
     const HugeBuffer& memory_;
-    std::vector<std::span<std::byte>> buffers_;
     int file_number_ = -1;
     std::unique_ptr<DiskTier> tier_;
     Rate write_;

@@ -122,6 +122,7 @@ public:
                    bytes_text(made->total_bytes), percent(made->total_bytes),
                    bytes_text(made->kv_bytes), percent(made->kv_bytes),
                    bytes_text(made->label_bytes));
+        const double started = now_s();
         auto session = SessionMaker::create(
             config_, shape_, options_, [this](const SessionState& state, uint64_t bytes) {
                 return open(state, bytes);
@@ -133,6 +134,7 @@ public:
         if (!session) fail(session.status().message());
         session_ = std::move(*session);
         store_ = *session_->open();
+        fmt::print("made in {:.3f} s, through {}\n", now_s() - started, disk_->path().text);
     }
 
     void fill() {
@@ -194,12 +196,16 @@ public:
         session_->reset_stats();
         const uint64_t read_before = session_->stats().disk_read_bytes;
         const uint64_t reads_before = session_->stats().disk_reads;
+        const uint64_t cpu_before = disk_->counters().cpu_ns;
+        const double process_before = cpu_s();
         for (uint32_t i = 0; i < steps; ++i) {
             const double started = now_s();
             replayed_step(warm + i);
             seconds.push_back(now_s() - started);
         }
+        const double process_s = cpu_s() - process_before;
         const Stats stats = session_->stats();
+        const auto io_cpu_ns = static_cast<double>(disk_->counters().cpu_ns - cpu_before);
         const double each = 1.0 / steps;
         const double read = each * static_cast<double>(stats.disk_read_bytes - read_before);
         const double reads = each * static_cast<double>(stats.disk_reads - reads_before);
@@ -212,12 +218,14 @@ public:
         const auto per_step = [&](uint64_t count) { return each * static_cast<double>(count); };
         fmt::print("{:5} rows, ahead {:5}: {:7.1f} ms a step, waits {:7.1f}; reads {:6.1f} MB "
                    "({:.2f} % of the KV, {:.3f} of what is attended and not in RAM) in {:.0f} "
-                   "reads, {:.0f} a second; {:.1f} % found in RAM; read ahead {:.0f} used, {:.0f} "
+                   "reads, {:.0f} a second, {:.2f} us of the I/O thread each, {:.1f} ms CPU a "
+                   "step; {:.1f} % found in RAM; read ahead {:.0f} used, {:.0f} "
                    "late, {:.0f} wasted; whole KV / step {:.1f}x\n",
                    rows, prefetch == PrefetchKind::none ? "none" : "known",
                    1e3 * median(seconds), 1e-6 * per_step(stats.exposed_wait_ns), 1e-6 * read,
                    100 * read / all, read / (attended * (1 - found)), reads,
-                   reads / median(seconds), 100 * found, per_step(stats.blocks_prefetched_used),
+                   reads / median(seconds), 1e-3 * each * io_cpu_ns / reads,
+                   1e3 * each * process_s, 100 * found, per_step(stats.blocks_prefetched_used),
                    per_step(stats.blocks_prefetched_late),
                    per_step(stats.blocks_prefetched_wasted), whole_s / median(seconds));
     }
@@ -229,7 +237,6 @@ private:
         Result<std::unique_ptr<offload::DiskTier>> disk =
             offload::DiskTier::create(std::move(*file));
         if (!disk) return disk.status();
-        fmt::print("through {}\n", (*disk)->path().text);
         disk_ = disk->get();
         return std::unique_ptr<offload::Tier>(std::move(*disk));
     }
@@ -277,7 +284,7 @@ private:
     SessionOptions options_;
     std::unique_ptr<Replay> replay_;  // or null
     std::unique_ptr<Session> session_;
-    offload::Tier* disk_ = nullptr;  // of the session
+    offload::DiskTier* disk_ = nullptr;  // of the session
     StoreId store_;
     Random random_;
     uint32_t token_count_ = 0;

@@ -162,6 +162,7 @@ private:
         uint8_t round = 0;            // of its owner when `share` was that
         bool prefetched = false;      // read ahead and not acquired since
         bool expected = false;        // named by prefetch() and not acquired since
+        bool read_again = false;      // for a read that was late
     };
     // A list with room for every frame, in memory that the plan counts.
     template <typename T>

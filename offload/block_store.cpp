@@ -107,7 +107,6 @@ Status BlockStore::create_on_disk(Arena& arena, const SpillTo& spill) {
     owner_->file_offset = spill.file_stride != 0 ? spill.file_offset
                                                  : spill.cache->take_file_space(rows_bytes_max());
     owner_->file_stride = spill.file_stride;
-    owner_->identity = spill.identity;
     owner_->block_bytes = layout_.block_bytes;
     owner_->name = spill.name;
     cache_ = spill.cache;

@@ -35,7 +35,6 @@ uint32_t block_count_of(const BlockLayout& layout, uint32_t slot_count);
 // Where rows go that do not fit in RAM.
 struct SpillTo {
     BlockCache* cache = nullptr;   // null: nowhere, every row stays in RAM
-    uint64_t identity = 0;         // of these rows, mixed into the checksums of their blocks
     std::string name;              // for messages: "store 0, layer 3"
     // Where block 0 lies in the file, and how far it is from one block to the next: blocks of
     // layers that attend the same slots lie beside each other, so that one read gets a slot's rows
@@ -84,6 +83,11 @@ public:
     void release_from(uint32_t slot_count);
 
     bool spills() const { return cache_ != nullptr; }
+    // What rows written from now on are, mixed into the checksums of their blocks. It holds none.
+    void set_identity(uint64_t identity) {
+        SHOAL_ASSERT(block_count_ == 0);
+        if (owner_ != nullptr) owner_->identity = identity;
+    }
     void begin_wave() const {
         if (spills()) cache_->begin_wave();
     }

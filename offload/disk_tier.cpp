@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "offload/pread_queue.hpp"
+#include "shoal/text.hpp"
 
 namespace shoal::offload {
 
@@ -33,7 +34,7 @@ Result<OpenedQueue> open_queue(int file, const DiskTierOptions& options) {
     std::string refusal;
     if (options.path != IoPathKind::threads) {
         Result<std::unique_ptr<UringQueue>> uring = UringQueue::create(
-            {options.depth, file, options.buffers, options.ring_setup});
+            {options.depth, file, options.ring_setup});
         if (uring) {
             IoPath path = uring_path(**uring);
             return OpenedQueue{std::move(*uring), std::move(path)};
@@ -77,6 +78,7 @@ Result<std::unique_ptr<DiskTier>> DiskTier::create(SpillFile file,
                                                 file.alignment(), options.depth, options.tier));
     tier->file_.emplace(std::move(file));
     tier->path_ = std::move(opened->path);
+    tier->log_ = options.log;
     tier->thread_ = std::thread([raw = tier.get()] { raw->run(); });
     return tier;
 }
@@ -137,7 +139,32 @@ void DiskTier::notify() {
 
 bool DiskTier::has_news() {
     const std::lock_guard lock(mutex_);
-    return !started_.empty() || cancel_;
+    return !started_.empty() || cancel_ || new_memory_.has_value();
+}
+
+// The ring takes it from the thread that it belongs to alone.
+void DiskTier::do_use_memory(std::span<std::byte> memory) {
+    std::unique_lock lock(mutex_);
+    new_memory_ = memory;
+    lock.unlock();
+    notify();
+    lock.lock();
+    memory_taken_.wait(lock, [&] { return !new_memory_; });
+    const bool is_refused = !memory_status_;
+    memory_refused_ = is_refused;
+    if (path_.is_uring) path_ = uring_path(static_cast<const UringQueue&>(*queue_));
+    if (!is_refused || !log_) return;
+    log_(fmt::format("{} of RAM for rows on disk are not registered with io_uring ({}): reading "
+                     "them costs a little more processor time",
+                     bytes_text(memory.size()), memory_status_.message()));
+}
+
+void DiskTier::take_memory() {
+    const std::lock_guard lock(mutex_);
+    if (!new_memory_) return;
+    memory_status_ = queue_->use_memory(*new_memory_);
+    new_memory_.reset();
+    memory_taken_.notify_one();
 }
 
 // Returns how many operations were completed.
@@ -151,6 +178,7 @@ size_t DiskTier::turn() {
         is_stopping_ = stop_;
     }
     is_turning_ = true;
+    take_memory();
     engine_.add(started);
     if (is_stopping_) engine_.drop_all();
     else if (cancel) engine_.drop_canceled();
@@ -192,7 +220,7 @@ void DiskTier::do_count(TierCounters& counters) const {
     counters.retries += counts.repeats.load(std::memory_order_relaxed);
     counters.short_transfers += counts.short_results.load(std::memory_order_relaxed);
     counters.stray_completions += counts.strays.load(std::memory_order_relaxed);
-    counters.paths_refused += path_.refusal.empty() ? 0 : 1;
+    counters.paths_refused += (path_.refusal.empty() ? 0 : 1) + (memory_refused_ ? 1 : 0);
     counters.cpu_ns += queue_->cpu_ns();
     if (thread_.joinable()) counters.cpu_ns += thread_cpu_ns(thread_);
 }

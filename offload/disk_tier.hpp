@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -34,10 +35,8 @@ struct DiskTierOptions {
     uint32_t depth = kDepth;       // operations in flight, 1 .. IoEngine::kDepthMost
     IoPathKind path = IoPathKind::automatic;
     uint32_t threads = kThreads;   // of the path over threads
-    // Memory that most transfers go to, alive as long as the tier. Registered with the kernel when
-    // the limit of locked memory allows; a transfer elsewhere works as well.
-    std::span<const std::span<std::byte>> buffers{};
-    // Called during create(), once, when io_uring was asked for and refused.
+    // Called during create() when io_uring was asked for and refused, and during use_memory() when
+    // the kernel does not register that memory (its limit of locked memory): a line each.
     std::function<void(const std::string& line)> log;
     RingSetup ring_setup;          // for tests
 };
@@ -57,6 +56,7 @@ public:
     // its memory still.
     ~DiskTier() override;
 
+    // Changed by use_memory() alone.
     const IoPath& path() const { return path_; }
 
 private:
@@ -64,18 +64,22 @@ private:
              TierOptions options);
     void do_start(std::span<Transfer* const> transfers) override;
     void do_cancel() override;
+    void do_use_memory(std::span<std::byte> memory) override;
     bool do_poll(uint64_t deadline_ns) override;
     void do_count(TierCounters& counters) const override;
 
     void run();
     size_t turn();
     bool has_news();
+    void take_memory();
     void notify();
 
     std::optional<SpillFile> file_;       // none of a tier that is driven
     IoPath path_;
     std::unique_ptr<IoQueue> queue_;
     IoEngine engine_;
+    std::function<void(const std::string& line)> log_;
+    std::atomic<bool> memory_refused_{false};
     bool is_stopping_ = false;           // what turn() saw
     bool is_turning_ = false;            // of a tier that is driven: within turn()
 
@@ -83,6 +87,9 @@ private:
     TransferList started_;               // guarded by mutex_
     bool cancel_ = false;                // guarded by mutex_
     bool stop_ = false;                  // guarded by mutex_
+    std::optional<std::span<std::byte>> new_memory_;  // for the queue, guarded by mutex_
+    Status memory_status_ = Status::ok();             // what it said, guarded by mutex_
+    std::condition_variable memory_taken_;
     std::atomic<bool> is_asleep_{false};
     std::thread thread_;
 };

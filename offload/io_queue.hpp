@@ -37,6 +37,9 @@ public:
 
     // First call of the thread that uses it.
     virtual void attach() {}
+    // Memory that most operations go to from now on, in place of what was named before; nothing is
+    // in flight. Why nothing can be done about that, if so: operations work all the same.
+    virtual Status use_memory(std::span<std::byte>) { return Status::ok(); }
     // Takes an operation; it may start as late as the next wait(). false: full, try again when
     // something was completed. Never refuses while nothing is in flight. Every operation taken is
     // completed some time: until then its memory is in use.

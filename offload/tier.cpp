@@ -150,6 +150,11 @@ void Tier::finish(Transfer& transfer, int error) {
 
 bool Tier::do_poll(uint64_t) { return false; }
 
+void Tier::use_memory(std::span<std::byte> memory) {
+    SHOAL_ASSERT(outer_ == nullptr && started_ == finished_);
+    do_use_memory(memory);
+}
+
 void Tier::cancel(std::span<Transfer* const> transfers) {
     for (Transfer* transfer : transfers) {
         if (transfer->in_flight()) transfer->canceled.store(true, std::memory_order_relaxed);
@@ -159,11 +164,14 @@ void Tier::cancel(std::span<Transfer* const> transfers) {
 
 // --- waiting -----------------------------------------------------------------------------------
 
+// Of those that may still come in time.
 uint64_t Tier::deadline_of(std::span<Transfer* const> transfers) const {
     uint64_t first_ns = UINT64_MAX;
     for (const Transfer* transfer : transfers) {
         SHOAL_ASSERT(transfer->state.load(std::memory_order_relaxed) != TransferState::idle);
-        if (transfer->in_flight()) first_ns = std::min(first_ns, transfer->started_ns);
+        if (!transfer->late && transfer->in_flight()) {
+            first_ns = std::min(first_ns, transfer->started_ns);
+        }
     }
     return first_ns > UINT64_MAX - options_.deadline_ns ? UINT64_MAX
                                                         : first_ns + options_.deadline_ns;
@@ -187,9 +195,10 @@ bool Tier::sleep_until_awaited(uint64_t deadline_ns) {
 }
 
 // false: the deadline passed and some are in flight still.
-bool Tier::await(std::span<Transfer* const> transfers, uint64_t deadline_ns) {
+bool Tier::await(std::span<Transfer* const> transfers, WaitFor which, uint64_t deadline_ns) {
     uint64_t marked = 0;
     for (Transfer* transfer : transfers) {
+        if (transfer->late && which == WaitFor::in_time) continue;
         TransferState expected = TransferState::in_flight;
         if (transfer->state.load(std::memory_order_acquire) == expected &&
             transfer->state.compare_exchange_strong(expected, TransferState::awaited,
@@ -210,6 +219,25 @@ bool Tier::await(std::span<Transfer* const> transfers, uint64_t deadline_ns) {
         }
     }
     return all_ended;
+}
+
+// Until each has ended or missed a deadline of its own: one that was started long ago, or does not
+// come, takes no time from the others.
+void Tier::await_in_time(std::span<Transfer* const> transfers) {
+    const bool any_late = std::any_of(transfers.begin(), transfers.end(), [](const Transfer* t) {
+        return t->late && t->in_flight();
+    });
+    if (any_late) (void)do_poll(0);  // nobody sleeps for these, and a driven tier must go on
+    for (;;) {
+        if (await(transfers, WaitFor::in_time, deadline_of(transfers))) return;
+        const uint64_t now_ns = options_.clock();
+        for (Transfer* transfer : transfers) {
+            const bool is_overdue = now_ns - transfer->started_ns >= options_.deadline_ns;
+            if (!is_overdue || transfer->late || !transfer->in_flight()) continue;
+            transfer->late = true;
+            add(late_, 1);
+        }
+    }
 }
 
 void Tier::check_ended(Transfer& transfer) {
@@ -242,31 +270,31 @@ size_t Tier::check(std::span<Transfer* const> transfers, bool may_retry) {
     return retried_count;
 }
 
-// false: the deadline passed.
-bool Tier::wait_round(std::span<Transfer* const> transfers, bool may_retry,
-                      size_t& retried_count) {
-    const uint64_t deadline_ns = deadline_of(transfers);
-    bool in_time = true;
+// Returns how many were started again.
+size_t Tier::wait_round(std::span<Transfer* const> transfers, bool may_retry) {
+    size_t retried_count = 0;
     for (size_t at = 0; at < transfers.size(); at += kWaitTransfers) {
         const auto part = transfers.subspan(at, std::min(kWaitTransfers, transfers.size() - at));
-        in_time &= await(part, deadline_ns);
-        retried_count += check(part, may_retry && in_time);
+        await_in_time(part);
+        retried_count += check(part, may_retry);
     }
-    return in_time;
+    return retried_count;
 }
 
 Status Tier::wait(std::span<Transfer* const> transfers) {
     SHOAL_ASSERT(outer_ == nullptr);
-    size_t retried_count = 0;
-    if (wait_round(transfers, true, retried_count) && retried_count > 0) {
-        wait_round(transfers, false, retried_count);
+    // The second round is for what was tried again; the third for what had been late, came in the
+    // second, and was bad.
+    constexpr int kRounds = 3;
+    for (int round = 1; round <= kRounds; ++round) {
+        if (wait_round(transfers, round < kRounds) == 0) break;
     }
     return outcome(transfers);
 }
 
 void Tier::wait_ended(std::span<Transfer* const> transfers) {
     SHOAL_ASSERT(outer_ == nullptr);
-    (void)await(transfers, UINT64_MAX);
+    (void)await(transfers, WaitFor::all, UINT64_MAX);
 }
 
 Status Tier::outcome(std::span<Transfer* const> transfers) {
@@ -279,7 +307,6 @@ Status Tier::outcome(std::span<Transfer* const> transfers) {
         if (!transfer->checked) {
             ++late_count;
             if (late == nullptr) late = transfer;
-            if (!std::exchange(transfer->late, true)) add(late_, 1);
         } else if (transfer->error != 0) {
             ++failed_count;
             if (failed == nullptr) failed = transfer;

@@ -53,7 +53,7 @@ struct Transfer {
     std::atomic<TransferState> state{TransferState::idle};
     std::atomic<bool> canceled{false};
     bool checked = false;          // a wait() has seen how it ended
-    bool late = false;             // counted as one that missed its deadline
+    bool late = false;             // missed its deadline: only wait_ended() waits for it any more
     uint8_t retries = 0;
     int error = 0;                 // errno of a failed one; EBADMSG: not what was written
     uint64_t started_ns = 0;       // of the tier's clock; a retry starts anew
@@ -83,10 +83,10 @@ struct TierCounters {
     uint64_t short_transfers = 0;    // resumed where the device stopped
     uint64_t stray_completions = 0;  // of nothing that was in flight: ignored
     uint64_t checksum_mismatches = 0;
-    uint64_t deadlines_missed = 0;   // transfers that a wait() left in flight, once each
+    uint64_t deadlines_missed = 0;   // in flight when it passed, once each
     uint64_t canceled = 0;           // before a device had them
     uint64_t failures = 0;           // transfers that failed for good
-    uint64_t paths_refused = 0;      // ways to the device that this machine refuses: io_uring
+    uint64_t paths_refused = 0;      // what this machine refuses: io_uring, registered memory
     uint64_t cpu_ns = 0;             // of the tier's own threads
 };
 
@@ -112,11 +112,11 @@ public:
     // writes of the same bytes in flight together have no order. The device gets them about in the
     // order in which they are listed here, earlier calls first, reads before writes.
     void start(std::span<Transfer* const> transfers);
-    // Waits until none of these is in flight, however they end, or until the deadline of the one
-    // that was started first has passed. Compares what was read with its checksum, here, on the
-    // calling thread; what differs, and what failed with an error that may pass, is tried once
-    // more. Ok: all are `done`. `unavailable`: some are in flight still, or failed. `corrupt`:
-    // some are not what was written. Which: their `state` and `error`.
+    // Waits until each of these has ended, or has missed its deadline; what missed it before is not
+    // waited for. Compares what was read with its checksum, here, on the calling thread; what
+    // differs, and what failed with an error that may pass, is tried once more, beside late ones
+    // too. Ok: all are `done`. `unavailable`: some are in flight still, or failed. `corrupt`: some
+    // are not what was written. Which: their `state` and `error`.
     Status wait(std::span<Transfer* const> transfers);
     // Waits until none of these is in flight, however long it takes: their memory is about to go.
     // They are not checked.
@@ -125,6 +125,10 @@ public:
     // same.
     void cancel(std::span<Transfer* const> transfers);
     TierCounters counters() const;
+    // Memory that most transfers go to from now on, in place of what was named before. It stays
+    // mapped until other memory, or none, is named, or the tier is gone. Transfers elsewhere work
+    // as well. Nothing is in flight.
+    void use_memory(std::span<std::byte> memory);
 
 protected:
     // `alignment`: a power of two; offset, data and bytes of every transfer are multiples of it.
@@ -137,6 +141,9 @@ protected:
     void wrap(Tier& inner) { inner.outer_ = this; }
     static void start_in(Tier& inner, std::span<Transfer* const> transfers) {
         inner.do_start(transfers);
+    }
+    static void use_memory_in(Tier& inner, std::span<std::byte> memory) {
+        inner.do_use_memory(memory);
     }
     static void cancel_in(Tier& inner) { inner.do_cancel(); }
     static bool poll_in(Tier& inner, uint64_t deadline_ns) { return inner.do_poll(deadline_ns); }
@@ -151,6 +158,7 @@ private:
     // A tier without threads of its own makes some progress, until `deadline_ns` at most, and
     // returns true. false: there are threads that do.
     virtual bool do_poll(uint64_t deadline_ns);
+    virtual void do_use_memory(std::span<std::byte>) {}
     // Adds what the shell does not know.
     virtual void do_count(TierCounters&) const {}
     virtual void do_finish(Transfer& transfer, int error) { finish(transfer, error); }
@@ -159,9 +167,11 @@ private:
     void start_part(std::span<Transfer* const> transfers, uint64_t now_ns);
     void launch(Transfer& transfer, uint64_t now_ns);
     uint64_t deadline_of(std::span<Transfer* const> transfers) const;
-    bool await(std::span<Transfer* const> transfers, uint64_t deadline_ns);
+    enum class WaitFor : uint8_t { in_time, all };
+    bool await(std::span<Transfer* const> transfers, WaitFor which, uint64_t deadline_ns);
+    void await_in_time(std::span<Transfer* const> transfers);
     bool sleep_until_awaited(uint64_t deadline_ns);
-    bool wait_round(std::span<Transfer* const> transfers, bool may_retry, size_t& retried_count);
+    size_t wait_round(std::span<Transfer* const> transfers, bool may_retry);
     size_t check(std::span<Transfer* const> transfers, bool may_retry);
     void check_ended(Transfer& transfer);
     Status outcome(std::span<Transfer* const> transfers);

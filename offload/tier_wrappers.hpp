@@ -23,6 +23,7 @@ protected:
     void close() { inner_.reset(); }
 
     void do_cancel() override { cancel_in(*inner_); }
+    void do_use_memory(std::span<std::byte> memory) override { use_memory_in(*inner_, memory); }
     bool do_poll(uint64_t deadline_ns) override { return poll_in(*inner_, deadline_ns); }
     void do_count(TierCounters& counters) const override { count_in(*inner_, counters); }
 

@@ -53,10 +53,7 @@ Result<std::unique_ptr<UringQueue>> UringQueue::create(const UringOptions& optio
         return Status::error(StatusCode::unavailable, "eventfd: " + error_text(errno));
     }
     SHOAL_TRY(queue->open_ring(options));
-    if (options.file >= 0) {
-        queue->register_file(options.file);
-        queue->register_buffers(options.buffers);
-    }
+    if (options.file >= 0) queue->register_file(options.file);
     return queue;
 }
 
@@ -97,27 +94,31 @@ void UringQueue::register_file(int file) {
     if (file_is_registered_) add_feature("registered file");
 }
 
-void UringQueue::register_buffers(std::span<const std::span<std::byte>> buffers) {
+std::string UringQueue::features() const {
+    return memory_feature_.empty() ? features_ : features_ + ", " + memory_feature_;
+}
+
+Status UringQueue::use_memory(std::span<std::byte> memory) {
+    if (!registered_.empty()) io_uring_unregister_buffers(&ring_);
+    registered_.clear();
+    memory_feature_.clear();
+    if (memory.empty()) return Status::ok();
     std::vector<iovec> parts;
-    uint64_t bytes = 0;
-    for (std::span<std::byte> buffer : buffers) {
-        bytes += buffer.size();
-        while (!buffer.empty()) {
-            const size_t part = std::min<size_t>(buffer.size(), kRegisteredBytesMost);
-            parts.push_back({buffer.data(), part});
-            buffer = buffer.subspan(part);
-        }
+    for (size_t at = 0; at < memory.size(); at += kRegisteredBytesMost) {
+        const size_t part = std::min<size_t>(memory.size() - at, kRegisteredBytesMost);
+        parts.push_back({memory.data() + at, part});
     }
-    if (parts.empty()) return;
     const int result =
         io_uring_register_buffers(&ring_, parts.data(), static_cast<unsigned>(parts.size()));
     if (result == 0) {
         registered_ = std::move(parts);
-        add_feature(fmt::format("{} of registered buffers", bytes_text(bytes)));
-    } else {
-        add_feature(fmt::format("buffers not registered ({}{})", error_text(-result),
-                                result == -ENOMEM ? "; the limit is ulimit -l" : ""));
+        memory_feature_ = fmt::format("{} registered", bytes_text(memory.size()));
+        return Status::ok();
     }
+    memory_feature_ = "no registered memory";
+    std::string why = error_text(-result);
+    if (result == -ENOMEM) why += "; the limit is ulimit -l";
+    return Status::error(StatusCode::unavailable, std::move(why));
 }
 
 void UringQueue::attach() {

@@ -22,8 +22,6 @@ using RingSetup = std::function<int(unsigned entries, io_uring* ring, io_uring_p
 struct UringOptions {
     uint32_t depth = 128;     // operations in flight at most
     int file = -1;            // to be read and written, open as long as the queue; -1: none, to ask
-    // Memory that most transfers go to: registered, which saves the kernel pinning it each time.
-    std::span<const std::span<std::byte>> buffers{};
     RingSetup setup{};        // empty: the system's
 };
 
@@ -34,19 +32,20 @@ public:
     ~UringQueue() override;
 
     void attach() override;
+    // Registers it, which saves the kernel pinning it for each operation; all of it is taken.
+    Status use_memory(std::span<std::byte> memory) override;
     bool submit(const IoOperation& operation) override;
     size_t reap(std::span<IoCompletion> completions) override;
     void wait(uint32_t wanted, uint64_t timeout_ns) override;
     void wake() override;
 
     // What it got from the kernel: "single issuer, deferred task work, registered file, ...".
-    const std::string& features() const { return features_; }
+    std::string features() const;
 
 private:
     UringQueue() = default;
     Status open_ring(const UringOptions& options);
     void register_file(int file);
-    void register_buffers(std::span<const std::span<std::byte>> buffers);
     void add_feature(const std::string& feature);
     int buffer_of(const iovec& piece) const;
     void arm_wake();
@@ -59,6 +58,7 @@ private:
     bool file_is_registered_ = false;
     std::vector<iovec> registered_;
     std::string features_;
+    std::string memory_feature_;
 };
 
 }  // namespace shoal::offload

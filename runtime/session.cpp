@@ -260,8 +260,7 @@ Result<StoreId> Session::fork(StoreId id) {
     Store& to = *impl_->state.stores[opened->index];
     const Status forked = impl_->step->fork(**from, to);
     if (forked) return opened;
-    to.is_open = false;
-    to.generation++;
+    to.close();
     return forked;
 }
 
@@ -293,9 +292,7 @@ Result<StoreId> Session::load(const std::string& path, SequenceNotes* notes) {
 
 Status Session::close(StoreId id) {
     SHOAL_TRY(clear(id));
-    Store& store = *impl_->state.stores[id.index];
-    store.is_open = false;
-    store.generation++;
+    impl_->state.stores[id.index]->close();
     return Status::ok();
 }
 

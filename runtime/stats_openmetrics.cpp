@@ -106,7 +106,8 @@ void add_disk(const Stats& stats, Exposition& out) {
                 stats.disk_deadlines_missed);
     out.counter("shoal_block_write_failures", "Blocks that disk refused.",
                 stats.block_write_failures);
-    out.counter("shoal_disk_paths_refused", "1: threads in place of io_uring, which is refused.",
+    out.counter("shoal_disk_paths_refused",
+                "1: io_uring is refused, threads do its work; or registering memory with it is.",
                 stats.disk_paths_refused);
     out.gauge("shoal_disk_kv_bytes", "bytes", "Size of the file of rows.", stats.disk_kv_bytes);
 }

@@ -87,8 +87,6 @@ offload::SpillTo spill_of(const Group& group, const FilePlace& place,
     spill.file_offset = place.offset;
     spill.file_stride = place.stride;
     spill.cache = options.cache;
-    const uint64_t lane[] = {options.identity, group.index};
-    spill.identity = XXH3_64bits(lane, sizeof lane);
     spill.name = fmt::format("{}, layer {}", options.name, group.layer);
     if (group.piece.kv_head_count == 1) {
         spill.name += fmt::format(", KV head {}", group.kv_head_first);
@@ -154,11 +152,12 @@ Result<std::unique_ptr<Store>> Store::create(offload::Arena& arena, const Groups
         reinterpret_cast<SpanWritten*>(index->data() + SlotOrder::bytes(slot_count_max));
     auto* checks = reinterpret_cast<std::byte*>(written + spans * groups.count());
     auto store = std::unique_ptr<Store>(
-        new Store(std::move(*index), arena.is_counting() ? 0 : slot_count_max));
+        new Store(std::move(*index), arena.is_counting() ? 0 : slot_count_max, options.identity));
     const std::vector<FilePlace> places = file_places(groups, slot_count_max, options);
     for (const Group& group : groups.all()) {
         auto made = std::make_unique<GroupStore>();
         SHOAL_TRY(create_group(arena, group, places[group.index], slot_count_max, options, *made));
+        made->rows.set_identity(store->identity_of(group.index));
         made->written = {written, spans};
         written += spans;
         if (options.check_rows) {
@@ -172,8 +171,8 @@ Result<std::unique_ptr<Store>> Store::create(offload::Arena& arena, const Groups
     return store;
 }
 
-Store::Store(offload::Region index, uint32_t slot_count_max)
-    : index_(std::move(index)), order_(index_.data(), slot_count_max) {}
+Store::Store(offload::Region index, uint32_t slot_count_max, uint64_t identity)
+    : index_(std::move(index)), order_(index_.data(), slot_count_max), identity_(identity) {}
 
 Status Store::ensure(uint32_t slot_end, const Executor& executor) {
     for (const auto& group : groups_) SHOAL_TRY(group->rows.ensure(slot_end, &executor));
@@ -439,6 +438,17 @@ void Store::clear() {
         group->pages.clear();
         group->page_region.release_from(0);
     }
+}
+
+uint64_t Store::identity_of(uint32_t group_index) const {
+    const uint64_t what[] = {identity_, generation, group_index};
+    return XXH3_64bits(what, sizeof what);
+}
+
+void Store::close() {
+    is_open = false;
+    ++generation;
+    for (uint32_t g = 0; g < groups_.size(); ++g) groups_[g]->rows.set_identity(identity_of(g));
 }
 
 std::string Store::incomplete_reason(uint32_t group_index, const Group& group) const {

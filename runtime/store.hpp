@@ -115,11 +115,16 @@ public:
     // A visible slot that lacks K or V in this group, or slot_end when there is none.
     uint32_t first_missing(uint32_t group_index, std::span<const kernels::SpanMask> masks) const;
 
+    // Of an empty store. Who holds its number holds that of another store from now on, and what
+    // is written to disk in its place is not taken for what it wrote.
+    void close();
+
     bool is_open = false;
     uint32_t generation = 0;
 
 private:
-    Store(offload::Region index, uint32_t slot_count_max);
+    Store(offload::Region index, uint32_t slot_count_max, uint64_t identity);
+    uint64_t identity_of(uint32_t group_index) const;
     // Puts the labels and page bounds of slots [0, slot_end) into RAM, of those that are started.
     static Status touch_summaries(GroupStore& group, uint32_t slot_end);
     // Labels and page bounds as in `from`, whose keys are here already. Memory for them is in RAM.
@@ -137,6 +142,7 @@ private:
     // Stamps, span bounds, then `written` of every group, then their checks if rows are checked.
     offload::Region index_;
     SlotOrder order_;
+    const uint64_t identity_;
     std::vector<std::unique_ptr<GroupStore>> groups_;
 };
 

@@ -127,7 +127,8 @@ Finding check_memlock(const MemoryLimits& limits) {
     const bool unlimited = limits.memlock_bytes == MemoryLimits::kUnlimited;
     return {"locked memory", Verdict::ok,
             unlimited ? "unlimited" : bytes_text(limits.memlock_bytes),
-            "nothing is locked in this version: no limit is met"};
+            "rows on disk: up to 256 MiB of RAM are registered with io_uring; where the limit is "
+            "lower none is, and a read costs .2 us of processor time more"};
 }
 
 Finding check_cgroup(const MemoryLimits& limits) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "offload/faulty_tier.hpp"
 #include "offload/memory_tier.hpp"
 #include "offload/tier_wrappers.hpp"
 #include "tests/offload/fake_queue.hpp"
@@ -186,6 +187,53 @@ TEST_F(BlockCacheTest, APlaceWithALateWriteIsWrittenWhenThatHasEnded) {
     EXPECT_EQ(device.memory.data()[5 * kBlock], std::byte{0xcc});
     cache_.reset();
     disk_.reset();
+}
+
+// Of a wave with late reads those are tried again for which there are frames; what is tried again,
+// late or bad, has its time, and the message names a block that did not come.
+TEST_F(BlockCacheTest, WhatIsTriedAgainHasItsTime) {
+    for (const uint32_t late_count : {1U, 2U, 4U}) {
+        owners_.clear();
+        cache_.reset();
+        disk_.reset();
+        FakeDevice device(64 * kBlock);
+        std::vector<Fault> faults;
+        for (uint32_t block = 0; block < late_count; ++block) {
+            faults.push_back({.kind = FaultKind::hold, .at = 64 + 2 * block});  // after the writes
+        }
+        faults.push_back({.kind = FaultKind::flip_bits, .at = 64 + 9});
+        auto faulty = std::make_unique<FaultyTier>(make_fake_tier(device, 8, 50'000'000),
+                                                   std::move(faults), 1);
+        FaultyTier* disk = faulty.get();
+        make(12, 64, 1, 2, 1, std::move(faulty));
+        for (uint32_t block = 0; block < 64; ++block) write(0, block, static_cast<uint8_t>(block));
+        ASSERT_TRUE(cache_->flush().is_ok());
+        ASSERT_EQ(disk_->counters().writes, 64U);
+        cache_->begin_wave();
+        for (uint32_t block = 0; block < 10; ++block) cache_->want(owners_[0]->owner, block);
+        const Status status = cache_->acquire();
+        EXPECT_EQ(disk->fired(FaultKind::hold), late_count);
+        EXPECT_EQ(disk->fired(FaultKind::flip_bits), 1U);
+        EXPECT_EQ(disk_->counters().deadlines_missed, late_count);
+        EXPECT_EQ(disk_->counters().failures, 0U);
+        // Two frames are left for those that are late.
+        EXPECT_EQ(status.is_ok(), late_count <= 2) << status.message();
+        if (!status) {
+            EXPECT_EQ(status.message(),
+                      "owner 0, block 4: disk did not answer in time (disk.deadline_ms), and there "
+                      "is no room in RAM to read it again");
+        }
+        for (uint32_t block = 0; block < 10; ++block) {
+            const bool lost = late_count > 2 && (block == 4 || block == 6);
+            ASSERT_EQ(owners_[0]->table[block] == nullptr, lost) << block;
+            if (lost) continue;
+            EXPECT_EQ(static_cast<uint32_t>(*owners_[0]->table[block]), block);
+        }
+        disk->release();
+        EXPECT_EQ(read(0, 4), 4);
+        cache_.reset();
+        disk_.reset();
+    }
 }
 
 TEST_F(BlockCacheTest, AChangeOnDiskIsFound) {

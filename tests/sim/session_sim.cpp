@@ -14,6 +14,7 @@
 #include "runtime/session_maker.hpp"
 #include "shoal/shoal.hpp"
 #include "tests/sim/sim_case.hpp"
+#include "tests/sim/sim_oracle.hpp"
 
 namespace shoal::sim {
 
@@ -74,6 +75,8 @@ public:
             return;
         }
         on_disk.host.kv_bytes = plan->least_bytes + random_() % (1 << 18);
+        oracle_ = std::make_unique<Oracle>(disk_, shape_, on_disk, options_);
+        hints_ = random_() % 2 == 0;
         spilled_ = make(on_disk);
         if (ram_ == nullptr || spilled_ == nullptr) return;
         for (uint32_t i = 0; i < kStores; ++i) {
@@ -91,14 +94,18 @@ public:
         }
         for (operation_ = 1; operation_ <= operations && is_right(); ++operation_) {
             const auto store = static_cast<uint32_t>(random_() % kStores);
-            switch (random_() % 12) {
+            const auto all = static_cast<uint32_t>(shape_.layers.size());
+            switch (random_() % 14) {
                 case 0: truncate(store); break;
                 case 1: copy(store); break;
                 case 2: fork(store); break;
-                case 3: put(store, 1 + static_cast<uint32_t>(random_() % 600)); break;
-                case 4: step({store}, 1 + static_cast<uint32_t>(random_() % 64)); break;
-                case 5: step({0, 1}, 1 + static_cast<uint32_t>(random_() % 3)); break;
-                default: step({store}, 1); break;
+                case 3: put(store, up_to(600)); break;
+                case 4: step({{store, up_to(64)}}, all); break;
+                case 5: step({{store, up_to(3)}, {1 - store, up_to(3)}}, all); break;
+                case 6: step({{store, 1}, {1 - store, up_to(40)}}, all); break;
+                case 7: reconfigure(); break;
+                case 8: step({{store, up_to(6)}}, static_cast<uint32_t>(random_() % all)); break;
+                default: step({{store, 1}}, all); break;
             }
         }
         if (spilled_ != nullptr) compare_counts();
@@ -110,6 +117,13 @@ public:
 
 private:
     static constexpr uint32_t kStores = 2;
+
+    struct Tokens {
+        uint32_t store;
+        uint32_t count;
+    };
+
+    uint32_t up_to(uint32_t most) { return 1 + static_cast<uint32_t>(random_() % most); }
 
     std::unique_ptr<Session> make(const Config& config) {
         Result<std::unique_ptr<Session>> made = SessionMaker::create(
@@ -160,27 +174,17 @@ private:
         return disk_.injected()[Fault::error] + disk_.injected()[Fault::full];
     }
 
-    // Whether the call did what was asked. A call that did not names a block and had a fault that
-    // explains it.
-    bool served(const Status& status) {
+    // A call of the session on disk: whether it did what was asked. One that did not names a block,
+    // and something happened to that block which explains it.
+    template <typename Call>
+    bool served(Call call) {
+        disk_.begin_call();
+        const Status status = call();
         if (status) return true;
-        const std::string said =
-            fmt::format("{}: {}", status_code_name(status.code()), status.message());
-        const bool names_block = status.message().find("store ") != std::string::npos &&
-                                 status.message().find(", block ") != std::string::npos;
-        const uint64_t unanswered = failing() + disk_.injected()[Fault::late];
-        switch (status.code()) {
-            case StatusCode::corrupt:
-                ++outcome_.corrupt;
-                if (wrong_bytes() == 0 || !names_block) fail(said);
-                break;
-            case StatusCode::unavailable:
-                ++outcome_.unavailable;
-                if (unanswered == 0 || !names_block) fail(said);
-                break;
-            default: fail(said);
-        }
-        note(said.data(), said.size());
+        const std::string objection = oracle_->objection(status);
+        if (!objection.empty()) fail(objection);
+        ++(status.code() == StatusCode::corrupt ? outcome_.corrupt : outcome_.unavailable);
+        note(status.message().data(), status.message().size());
         return false;
     }
     // What a store was is lost; the others go on.
@@ -196,7 +200,7 @@ private:
     // A refused one forgets nothing.
     void truncate(uint32_t store) {
         const auto length = static_cast<uint32_t>(random_() % (lengths_[store] + 1));
-        if (!served(spilled_->truncate(stores_on_disk_[store], length))) return;
+        if (!served([&] { return spilled_->truncate(stores_on_disk_[store], length); })) return;
         if (!ram_->truncate(stores_[store], length)) fail("truncate in RAM");
         lengths_[store] = length;
     }
@@ -205,9 +209,10 @@ private:
         const uint32_t from = 1 - to;
         for (uint32_t l = 0; l < shape_.layers.size(); ++l) {
             for (const Session::Part part : {Session::Part::k, Session::Part::v}) {
-                const Status copied =
-                    spilled_->copy({l}, part, stores_on_disk_[from], stores_on_disk_[to]);
-                if (!served(copied)) return clear({&to, 1});
+                const auto call = [&] {
+                    return spilled_->copy({l}, part, stores_on_disk_[from], stores_on_disk_[to]);
+                };
+                if (!served(call)) return clear({&to, 1});
                 if (!ram_->copy({l}, part, stores_[from], stores_[to])) fail("copy in RAM");
             }
         }
@@ -217,9 +222,13 @@ private:
     void fork(uint32_t to) {
         const uint32_t from = 1 - to;
         if (!ram_->close(stores_[to]) || !spilled_->close(stores_on_disk_[to])) fail("close");
-        const Result<StoreId> forked = spilled_->fork(stores_on_disk_[from]);
-        const bool done = served(forked ? Status::ok() : forked.status());
-        const Result<StoreId> on_disk = done ? forked : spilled_->open();
+        StoreId fork_on_disk;
+        const bool done = served([&] {
+            const Result<StoreId> forked = spilled_->fork(stores_on_disk_[from]);
+            if (forked) fork_on_disk = *forked;
+            return forked ? Status::ok() : forked.status();
+        });
+        const Result<StoreId> on_disk = done ? Result<StoreId>(fork_on_disk) : spilled_->open();
         const Result<StoreId> in_ram = done ? ram_->fork(stores_[from]) : ram_->open();
         if (!on_disk || !in_ram) return fail("a store that was closed cannot be opened");
         stores_[to] = *in_ram;
@@ -242,53 +251,100 @@ private:
             const LayerShape& s = shape_.layers[l];
             const ConstTensor k = rows(n, s.kv_head_count, s.k_head_dim);
             const ConstTensor v = rows(n, s.kv_head_count, s.v_head_dim);
-            if (!served(spilled_->put({l}, stores_on_disk_[store], slots, k, v))) {
-                return clear({&store, 1});
-            }
+            const auto call = [&] {
+                return spilled_->put({l}, stores_on_disk_[store], slots, k, v);
+            };
+            if (!served(call)) return clear({&store, 1});
             if (!ram_->put({l}, stores_[store], slots, k, v)) fail("put in RAM");
         }
         lengths_[store] += n;
     }
 
-    // A causal step of `n` tokens in each of these stores.
-    void step(std::vector<uint32_t> stores, uint32_t n) {
+    // Other rows and another way to read ahead. Longer lists may take more than the RAM there is;
+    // everything is as it was then.
+    void reconfigure() {
+        Config changed = ram_->config();
+        if (random_() % 2 == 0) changed.budget.rows = up_to(200);
+        changed.prefetch = random_prefetch(random_);
+        Config on_disk = changed;
+        on_disk.disk = spilled_->config().disk;
+        on_disk.host = spilled_->config().host;
+        const Status done = spilled_->reconfigure(on_disk);
+        if (!done && done.code() != StatusCode::out_of_memory) fail(done.message());
+        if (done && !ram_->reconfigure(changed)) fail("reconfigure in RAM");
+        outcome_.reconfigured += done ? 1 : 0;
+    }
+
+    // A causal step of so many tokens in each of these stores, through so many layers: given up if
+    // that is not all of them, and its tokens taken back.
+    void step(std::vector<Tokens> tokens, uint32_t layer_count) {
         std::vector<StoreId> in_ram;
         std::vector<StoreId> on_disk;
-        for (const uint32_t store : stores) {
-            n = std::min(n, options_.slots_per_store - lengths_[store]);
-            in_ram.push_back(stores_[store]);
-            on_disk.push_back(stores_on_disk_[store]);
-        }
-        if (n == 0) return;
+        std::vector<uint32_t> stores;
         std::vector<uint32_t> offsets{0};
         ranges_.clear();
         range_offsets_.assign(1, 0);
-        for (const uint32_t store : stores) {
+        for (auto& [store, n] : tokens) {
+            n = std::min(n, options_.slots_per_store - lengths_[store]);
+            stores.push_back(store);
+            in_ram.push_back(stores_[store]);
+            on_disk.push_back(stores_on_disk_[store]);
             offsets.push_back(offsets.back() + n);
             for (uint32_t i = 0; i < n; ++i) {
                 ranges_.push_back({0, lengths_[store] + i + 1});
                 range_offsets_.push_back(static_cast<uint32_t>(ranges_.size()));
             }
         }
+        if (offsets.back() == 0) return;
         StepInput input;
         input.token_offsets = offsets;
         input.stores = in_ram;
         if (!ram_->begin_step(input)) fail("begin_step in RAM");
         input.stores = on_disk;
-        if (!served(spilled_->begin_step(input))) return clear(stores);
+        if (!served([&] { return spilled_->begin_step(input); })) return clear(stores);
         const Visibility visibility{offsets, range_offsets_, ranges_, ++version_};
-        for (uint32_t l = 0; l < shape_.layers.size(); ++l) {
+        next_q_ = queries(0, offsets.back());
+        for (uint32_t l = 0; l < layer_count; ++l) {
             if (!layer(l, offsets.back(), visibility)) return clear(stores);
         }
+        if (layer_count < shape_.layers.size()) {
+            ++outcome_.given_up;
+            // The engine goes on with another sequence first, at times.
+            const uint32_t all = static_cast<uint32_t>(shape_.layers.size());
+            if (stores.size() == 1 && random_() % 2 == 0) step({{1 - stores[0], 1}}, all);
+            return take_back(stores);
+        }
         if (!ram_->end_step() || !spilled_->end_step()) fail("end_step");
-        for (const uint32_t store : stores) lengths_[store] += n;
+        for (const auto& [store, n] : tokens) lengths_[store] += n;
+    }
+
+    // Of a step that goes no further; what is kept is as before it.
+    void take_back(const std::vector<uint32_t>& stores) {
+        for (const uint32_t store : stores) {
+            const auto call = [&] {
+                return spilled_->truncate(stores_on_disk_[store], lengths_[store]);
+            };
+            if (!served(call)) return clear(stores);
+            if (!ram_->truncate(stores_[store], lengths_[store])) fail("truncate in RAM");
+        }
+    }
+
+    ConstTensor queries(uint32_t l, uint32_t n) {
+        return rows(n, shape_.q_head_count, shape_.layers[l].k_head_dim);
+    }
+
+    // What the query of a layer will be; at times something else.
+    void hint(uint32_t l, uint32_t n) {
+        const ConstTensor q = random_() % 4 == 0 ? queries(l, n) : next_q_;
+        outcome_.hints += spilled_->wants_hint({l}) ? 1 : 0;
+        if (!spilled_->hint_query({l}, q) || !ram_->hint_query({l}, q)) fail("hint_query");
     }
 
     bool layer(uint32_t l, uint32_t n, const Visibility& visibility) {
         const LayerShape& s = shape_.layers[l];
         const ConstTensor k = rows(n, s.kv_head_count, s.k_head_dim);
         const ConstTensor v = rows(n, s.kv_head_count, s.v_head_dim);
-        const ConstTensor q = rows(n, shape_.q_head_count, s.k_head_dim);
+        const ConstTensor q = next_q_;
         std::vector<float> expected(size_t{n} * shape_.q_head_count * s.v_head_dim);
         std::vector<float> got(expected.size(), NAN);
         const auto to = [&](std::vector<float>& out) {
@@ -297,11 +353,16 @@ private:
                           size_t{s.v_head_dim} * 4};
         };
         // What one session does not get the other must not learn channels from.
-        if (!served(spilled_->append({l}, k, v))) return false;
+        if (!served([&] { return spilled_->append({l}, k, v); })) return false;
         if (!ram_->append({l}, k, v)) fail("append in RAM");
-        const Status attended = spilled_->attend({l}, q, visibility, to(got));
+        if (l + 1 < shape_.layers.size()) {
+            next_q_ = queries(l + 1, n);
+            if (hints_) hint(l + 1, n);
+        }
+        const bool attended =
+            served([&] { return spilled_->attend({l}, q, visibility, to(got)); });
         if (!ram_->attend({l}, q, visibility, to(expected))) fail("attend in RAM");
-        if (!served(attended)) return false;
+        if (!attended) return false;
         note(got.data(), got.size() * sizeof(float));
         ++outcome_.answers;
         if (outcome_.refused() > 0) ++outcome_.answers_after_loss;
@@ -316,6 +377,9 @@ private:
     ModelShape shape_;
     Config config_;
     SessionOptions options_;
+    std::unique_ptr<Oracle> oracle_;
+    bool hints_ = false;             // the engine says what the next layer's query will be
+    ConstTensor next_q_;             // of the layer that is served next
     std::unique_ptr<Session> ram_;
     std::unique_ptr<Session> spilled_;
     std::vector<StoreId> stores_;

@@ -18,6 +18,9 @@ struct Outcome {
     uint64_t unavailable = 0;
     uint64_t reads = 0;              // blocks
     uint64_t kept_in_ram = 0;        // blocks that disk refused to take
+    uint64_t hints = 0;              // that the session would use
+    uint64_t reconfigured = 0;
+    uint64_t given_up = 0;           // steps
     FaultCounts injected;
     uint64_t digest = 0;             // of every operation of the device and every answer
     // What went wrong, with the operation; "" when nothing did.

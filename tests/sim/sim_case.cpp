@@ -37,6 +37,14 @@ ModelShape random_shape(std::mt19937_64& random) {
     return shape;
 }
 
+Config::Prefetch random_prefetch(std::mt19937_64& random) {
+    Config::Prefetch prefetch;
+    const bool is_any = random() % 3 != 0;
+    prefetch.kind = is_any ? static_cast<PrefetchKind>(random() % 5) : PrefetchKind::query;
+    prefetch.percent = 100 + static_cast<uint32_t>(random() % 301);
+    return prefetch;
+}
+
 Config random_config(std::mt19937_64& random) {
     constexpr SelectorKind kKinds[] = {SelectorKind::labels, SelectorKind::labels,
                                        SelectorKind::page_bounds, SelectorKind::hybrid,
@@ -50,9 +58,9 @@ Config random_config(std::mt19937_64& random) {
     config.profile.tokens = 256;
     config.host.threads = 1;
     config.host.check_rows = random() % 8 == 0;
+    if (random() % 4 == 0) config.host.rows = HostRows::q8;
     config.sharing.kind = static_cast<SharingKind>(random() % 3);
-    config.prefetch.kind = static_cast<PrefetchKind>(random() % 5);
-    config.prefetch.percent = 100 + static_cast<uint32_t>(random() % 301);
+    config.prefetch = random_prefetch(random);
     if (config.sharing.kind == SharingKind::tidal) {
         config.sharing.anchors = {0};
     } else if (random() % 3 == 0) {

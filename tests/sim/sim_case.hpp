@@ -14,5 +14,7 @@ namespace shoal::sim {
 DiskPlan random_disk(std::mt19937_64& random);
 ModelShape random_shape(std::mt19937_64& random);
 Config random_config(std::mt19937_64& random);
+// Another way to read ahead, hints among them often.
+Config::Prefetch random_prefetch(std::mt19937_64& random);
 
 }  // namespace shoal::sim

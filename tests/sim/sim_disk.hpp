@@ -7,8 +7,10 @@
 #include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <initializer_list>
 #include <memory>
 #include <random>
+#include <vector>
 
 #include "offload/disk_tier.hpp"
 #include "offload/io_queue.hpp"
@@ -31,6 +33,15 @@ enum class Fault : uint8_t {
 };
 inline constexpr size_t kFaultKinds = static_cast<size_t>(Fault::count);
 const char* fault_name(Fault fault);
+
+// A run of bytes of the file.
+struct Place {
+    uint64_t offset = 0;
+    uint64_t bytes = 0;
+    bool overlaps(const Place& other) const {
+        return offset < other.offset + other.bytes && other.offset < offset + bytes;
+    }
+};
 
 // How often each was injected.
 struct FaultCounts {
@@ -64,6 +75,18 @@ public:
     const FaultCounts& injected() const { return injected_; }
     // Of the tier that was made, which lives still.
     offload::TierCounters tier_counters() const { return tier_->counters(); }
+    void begin_call() { call_first_ = events_.size(); }
+    // Whether, since then, this befell an operation anywhere.
+    bool befell(Fault fault) const;
+    // Whether this befell operations here twice or more, since then once or more: a transfer was
+    // started ahead, perhaps, and is tried twice.
+    bool befell_twice(std::initializer_list<Fault> faults, const Place& place) const;
+    // Whether some of what was written here last is not here.
+    bool is_damaged(const Place& place) const;
+    // An operation that is late and in flight, or has moved a part of its bytes, or none: it may
+    // hold up others, and what follows it for the same bytes has no time left.
+    bool has_late() const { return late_count_ > 0 || !overdue_.empty(); }
+
     // Of every operation in its order: the same for the same seed and use.
     uint64_t digest() const { return digest_; }
 
@@ -74,12 +97,25 @@ private:
     };
     // Whether a fault of this kind is to happen now.
     bool draw(Fault fault);
-    bool inject(Fault fault);
+    bool inject(Fault fault, const Place& place);
+    void count(Fault fault, const Place& place);
+    // What is written to `to` is not whole, or not what belongs there; or it is again.
+    void set_damaged(const Place& to, bool damaged);
+    void end_late(const Place& place, bool is_whole);
     void note(uint64_t event);
 
     const DiskPlan plan_;
     std::mt19937_64 random_;
     FaultCounts injected_;
+    struct Event {
+        Fault fault;
+        Place place;
+    };
+    std::vector<Event> events_;     // of what does harm
+    size_t call_first_ = 0;         // of events_ since begin_call()
+    std::vector<bool> damaged_;     // by kUnit
+    uint64_t late_count_ = 0;       // operations in flight
+    std::vector<Place> overdue_;    // of late ones that ended otherwise than whole
     uint64_t now_ns_ = 1;
     uint64_t digest_ = 0;
     uint64_t errors_left_ = 0;      // operations that fail still

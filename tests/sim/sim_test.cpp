@@ -15,10 +15,11 @@ uint64_t number_from(const char* name, uint64_t otherwise) {
     return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
 }
 
+constexpr uint64_t kManyRuns = 2000;
 #ifdef SHOAL_SANITIZED
 constexpr uint64_t kRuns = 200;
 #else
-constexpr uint64_t kRuns = 2000;
+constexpr uint64_t kRuns = kManyRuns;
 #endif
 
 // What all seeds came to together.
@@ -34,6 +35,9 @@ struct Total {
         sum.unavailable += one.unavailable;
         sum.reads += one.reads;
         sum.kept_in_ram += one.kept_in_ram;
+        sum.hints += one.hints;
+        sum.reconfigured += one.reconfigured;
+        sum.given_up += one.given_up;
         seeds_that_read += one.reads > 0 ? 1 : 0;
         uint64_t faults = 0;
         for (size_t kind = 1; kind < kFaultKinds; ++kind) {
@@ -47,10 +51,11 @@ struct Total {
         std::string out = fmt::format(
             "seeds {} to {}: {} answers as in RAM, {} of them after a loss; refused: {} corrupt, "
             "{} unavailable; {} seeds exact under faults; {} blocks read, {} "
-            "kept in RAM that disk refused\ninjected:",
+            "kept in RAM that disk refused; {} hints, {} policies changed, {} steps given up\n"
+            "injected:",
             first, first + runs - 1, sum.answers, sum.answers_after_loss, sum.corrupt,
             sum.unavailable, seeds_exact_under_faults, sum.reads,
-            sum.kept_in_ram);
+            sum.kept_in_ram, sum.hints, sum.reconfigured, sum.given_up);
         for (size_t kind = 1; kind < kFaultKinds; ++kind) {
             out += fmt::format("{} {} {}", kind == 1 ? "" : ",",
                                fault_name(static_cast<Fault>(kind)), sum.injected.of[kind]);
@@ -71,7 +76,7 @@ TEST(Simulation, AnswersAsInRamOrSaysWhatItLost) {
         all.add(one);
     }
     fmt::print("{}\n", all.text(first, runs));
-    if (runs < kRuns) return;
+    if (runs < kManyRuns) return;
     // A simulation in which nothing happens proves nothing.
     EXPECT_GT(all.seeds_that_read, runs / 2);
     EXPECT_GT(all.seeds_exact_under_faults, runs / 20);
@@ -79,6 +84,9 @@ TEST(Simulation, AnswersAsInRamOrSaysWhatItLost) {
     EXPECT_GT(all.sum.corrupt, runs / 40);
     EXPECT_GT(all.sum.unavailable, runs / 40);
     EXPECT_GT(all.sum.kept_in_ram, runs / 40);
+    EXPECT_GT(all.sum.hints, runs / 4);
+    EXPECT_GT(all.sum.reconfigured, runs / 2);
+    EXPECT_GT(all.sum.given_up, runs / 2);
     for (size_t kind = 1; kind < kFaultKinds; ++kind) {
         EXPECT_GT(all.sum.injected.of[kind], runs / 40) << fault_name(static_cast<Fault>(kind));
     }

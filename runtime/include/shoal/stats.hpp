@@ -61,7 +61,8 @@ struct Stats {
     uint64_t disk_deadlines_missed = 0;
     uint64_t block_write_failures = 0;      // blocks that stayed in RAM
     uint64_t prefetch_switched_off = 0;     // times that guessing was found not to pay
-    uint64_t disk_paths_refused = 0;        // 1: threads read and write, since io_uring is refused
+    uint64_t disk_paths_refused = 0;        // 1: threads read and write, since io_uring is refused,
+                                            // or it does, and may not register memory (ulimit -l)
     // Memory now.
     uint64_t host_kv_bytes = 0;     // rows in RAM
     uint64_t disk_kv_bytes = 0;     // of the file
