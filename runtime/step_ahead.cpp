@@ -136,7 +136,7 @@ void Step::read_reuse_ahead(uint32_t store_index, uint32_t view) {
         family_.clear();
         for (const Group& group : s_.groups.all().subspan(g + 1)) {
             if (group.anchor != anchor || family_.size() == layers_at_once) continue;
-            if (family_.empty() && group.index < started_until_[list]) break;  // they are on the way
+            if (family_.empty() && group.index < started_until_[list]) break;  // on their way
             family_.push_back(&store.group(group.index).rows);
             last = group.index;
         }

@@ -50,43 +50,13 @@ Status take_labels(offload::Arena& arena, const Group& group, uint32_t slot_coun
     return Status::ok();
 }
 
-struct FilePlace {
-    uint64_t offset = 0;
-    uint64_t stride = 0;  // 0: a place of its own
-};
-
-// Where the blocks of each group lie in the file: those of groups that attend one selection in
-// turns, token by token, so that one read gets a token's rows of all of them.
-std::vector<FilePlace> file_places(const Groups& groups, uint32_t slot_count_max,
-                                   const StoreOptions& options) {
-    std::vector<FilePlace> places(groups.count());
-    if (options.cache == nullptr) return places;
-    for (const Group& anchor : groups.all()) {
-        if (!anchor.selects() || anchor.served == 1) continue;
-        const offload::BlockLayout layout = offload::make_block_layout(anchor.piece);
-        std::vector<uint32_t> family;
-        for (const Group& group : groups.all()) {
-            const bool fits =
-                offload::make_block_layout(group.piece).block_bytes == layout.block_bytes;
-            if (group.anchor == anchor.index && fits) family.push_back(group.index);
-        }
-        const uint64_t stride = family.size() * layout.block_bytes;
-        const uint64_t begin = options.cache->take_file_space(
-            stride * offload::block_count_of(layout, slot_count_max));
-        for (size_t i = 0; i < family.size(); ++i) {
-            places[family[i]] = {begin + i * layout.block_bytes, stride};
-        }
-    }
-    return places;
-}
-
 offload::SpillTo spill_of(const Group& group, const FilePlace& place,
                           const StoreOptions& options) {
     if (options.cache == nullptr) return {};
     offload::SpillTo spill;
+    spill.cache = options.cache;
     spill.file_offset = place.offset;
     spill.file_stride = place.stride;
-    spill.cache = options.cache;
     spill.name = fmt::format("{}, layer {}", options.name, group.layer);
     if (group.piece.kv_head_count == 1) {
         spill.name += fmt::format(", KV head {}", group.kv_head_first);
@@ -138,6 +108,30 @@ bool append_rows(const kernels::AppendInput& all, const kernels::Backend& backen
 
 }  // namespace
 
+FilePlaces file_places(const Groups& groups, uint32_t slot_count_max) {
+    FilePlaces out;
+    out.of_group.resize(groups.count());
+    for (const Group& first : groups.all()) {
+        if (out.of_group[first.index].stride != 0) continue;
+        const offload::BlockLayout layout = offload::make_block_layout(first.piece);
+        const auto lies_with = [&](const Group& group) {
+            return group.anchor == first.anchor &&
+                   offload::make_block_layout(group.piece).block_bytes == layout.block_bytes;
+        };
+        const auto count = static_cast<uint64_t>(
+            std::count_if(groups.all().begin(), groups.all().end(), lies_with));
+        uint64_t offset = out.bytes;
+        for (const Group& group : groups.all()) {
+            if (!lies_with(group)) continue;
+            out.of_group[group.index] = {offset, count * layout.block_bytes};
+            offset += layout.block_bytes;
+        }
+        out.bytes += count * layout.block_bytes *
+                     offload::block_count_of(layout, slot_count_max);
+    }
+    return out;
+}
+
 Result<std::unique_ptr<Store>> Store::create(offload::Arena& arena, const Groups& groups,
                                              uint32_t slot_count_max,
                                              const StoreOptions& options) {
@@ -153,10 +147,15 @@ Result<std::unique_ptr<Store>> Store::create(offload::Arena& arena, const Groups
     auto* checks = reinterpret_cast<std::byte*>(written + spans * groups.count());
     auto store = std::unique_ptr<Store>(
         new Store(std::move(*index), arena.is_counting() ? 0 : slot_count_max, options.identity));
-    const std::vector<FilePlace> places = file_places(groups, slot_count_max, options);
+    FilePlaces places = file_places(groups, slot_count_max);
+    if (options.cache != nullptr) {
+        const uint64_t begin = options.cache->take_file_space(places.bytes);
+        for (FilePlace& place : places.of_group) place.offset += begin;
+    }
     for (const Group& group : groups.all()) {
         auto made = std::make_unique<GroupStore>();
-        SHOAL_TRY(create_group(arena, group, places[group.index], slot_count_max, options, *made));
+        SHOAL_TRY(create_group(arena, group, places.of_group[group.index], slot_count_max,
+                               options, *made));
         made->rows.set_identity(store->identity_of(group.index));
         made->written = {written, spans};
         written += spans;

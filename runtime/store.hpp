@@ -61,6 +61,20 @@ struct StoreOptions {
 // Spans whose rows are in RAM together, with a disk, when many are gone through.
 inline constexpr uint32_t kSpansAtOnce = 8;
 
+// Where the blocks of a group lie in a store's part of the file, in bytes: block b at offset +
+// b * stride.
+struct FilePlace {
+    uint64_t offset = 0;
+    uint64_t stride = 0;
+};
+struct FilePlaces {
+    std::vector<FilePlace> of_group;  // [group]
+    uint64_t bytes = 0;
+};
+// Blocks of groups that attend one selection lie in turns, token by token, so that one read gets a
+// token's rows of all of them.
+FilePlaces file_places(const Groups& groups, uint32_t slot_count_max);
+
 class Store {
 public:
     // Takes what a store of `slot_count_max` slots needs from `arena`; with a counting arena only

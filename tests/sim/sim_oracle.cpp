@@ -12,21 +12,18 @@ Oracle::Oracle(const Disk& disk, const ModelShape& shape, const Config& config,
                const SessionOptions& options)
     : disk_(disk) {
     const Groups groups(shape, config);
-    uint64_t offset = 0;
+    const FilePlaces places = file_places(groups, options.slots_per_store);
     for (uint32_t store = 0; store < options.store_count_max; ++store) {
         for (const Group& group : groups.all()) {
-            const offload::BlockLayout layout = offload::make_block_layout(group.piece);
-            const uint64_t bytes =
-                uint64_t{offload::block_count_of(layout, options.slots_per_store)} *
-                layout.block_bytes;
-            Lane lane{fmt::format("store {}, layer {}", store, group.layer), {offset, bytes},
-                      layout.block_bytes};
+            Lane lane{fmt::format("store {}, layer {}", store, group.layer),
+                      places.of_group[group.index],
+                      offload::make_block_layout(group.piece).block_bytes};
+            lane.place.offset += store * places.bytes;
             if (group.piece.kv_head_count == 1) {
                 lane.name += fmt::format(", KV head {}", group.kv_head_first);
             }
             lane.name += ", block ";
             lanes_.push_back(lane);
-            offset += bytes;
         }
     }
 }
@@ -36,8 +33,8 @@ bool Oracle::find_block(const std::string& message, Place& place) const {
         const size_t at = message.find(lane.name);
         if (at == std::string::npos) continue;
         const uint64_t block = std::strtoull(message.c_str() + at + lane.name.size(), nullptr, 10);
-        place = {lane.place.offset + block * lane.block_bytes, lane.block_bytes};
-        return place.offset + place.bytes <= lane.place.offset + lane.place.bytes;
+        place = {lane.place.offset + block * lane.place.stride, lane.block_bytes};
+        return true;
     }
     return false;
 }

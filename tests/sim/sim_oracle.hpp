@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "runtime/groups.hpp"
+#include "runtime/store.hpp"
 #include "shoal/session.hpp"
 #include "tests/sim/sim_disk.hpp"
 
@@ -24,7 +25,7 @@ private:
     // Where the blocks of a group of a store lie, in the order in which sessions take the file.
     struct Lane {
         std::string name;            // as in messages
-        Place place;
+        FilePlace place;
         uint32_t block_bytes = 0;
     };
     bool find_block(const std::string& message, Place& place) const;
