@@ -115,7 +115,7 @@ shoal_test(runtime BUDGET 3 LONG_BUDGET 3 LINK shoal_core
         "*SessionOnDisk*/head" "*SessionOnDisk*/dense" "*SessionOnDisk*/f32"
         "*SessionOnDisk*/hybrid" "*SessionOnDisk*/tidal" "*SessionOnDisk*/pages"
         "PrefetchOf.*" "*Prefetch*/known" "*Prefetch*/steps" "*Prefetch*/last_query"
-        "*Prefetch*/query_of_heads" "*Prefetch*/none" "PrefetchTrial.Switches*"
+        "*Prefetch*/query_of_heads" "*Prefetch*/none" "PrefetchTrial*.*" "FilePlaces.*"
         "*SessionOnDisk*/q8")
 if(NOT SHOAL_SANITIZE)
     foreach(configs "one-thread,tiny-budget" head-sharing disk)
