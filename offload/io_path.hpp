@@ -8,7 +8,7 @@ namespace shoal::offload {
 struct IoPath {
     bool is_uring = false;
     std::string text;      // "io_uring (single issuer, deferred task work, registered file,
-                           // 8.0 GiB registered)"
+                           // 256.0 MiB registered)"
     std::string refusal;   // why it is not io_uring, though that was asked for; else ""
 };
 

@@ -190,9 +190,11 @@ private:
     GuessQueries guess_queries_;
     std::vector<SelectHistory> guess_histories_;      // [group, place]
     std::vector<kernels::SlotList> previous_lists_;   // last_lists_ of the step before
-    std::vector<uint32_t> started_until_;  // [group, views_max] groups below it, of an anchor
-    std::vector<const offload::BlockStore*> family_;
     std::vector<uint32_t> previous_stores_;           // and its stores_; empty: there are no lists
+    // [group of an anchor, views_max] the first group, of those that reuse its selection in this
+    // step, whose reads were not started.
+    std::vector<uint32_t> started_until_;
+    std::vector<const offload::BlockStore*> family_;  // whose reads are started together
     PrefetchTrial guess_trial_;
     std::vector<uint32_t> part_wants_;  // blocks that the started parts want, up to each
     uint32_t attended_store_ = 0;     // index of the store that layer_ is attended in

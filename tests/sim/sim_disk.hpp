@@ -1,6 +1,6 @@
 // A disk made of memory, a clock and a seed, at the seam below the production I/O engine: what is
 // late, short, torn, misdirected, corrupt, refused or said twice is drawn from it. Memory that is
-// being read is poisoned until its bytes arrive: NaN in every row format, and out of bounds for
+// being read is poisoned until its bytes arrive: NaN (codes of -1 in q8), and out of bounds for
 // AddressSanitizer.
 #pragma once
 
